@@ -1,0 +1,91 @@
+"""`list`, `find` and `info`."""
+
+from __future__ import annotations
+
+import sys
+
+from usb_remote import errors
+from usb_remote.cli import output, wiring
+from usb_remote.client import Failure, Search, no_server
+from usb_remote.config import Config
+from usb_remote.model import Query
+
+
+def list_devices(config: Config, host: str | None, wait: float, *, as_json: bool) -> None:
+    """Print each server as soon as it has answered on a terminal, else all in order."""
+    live = sys.stdout.isatty() and not as_json
+    search = wiring.run(_search(config, host, wait, live=live))
+    if as_json:
+        output.print_json(
+            servers=[
+                {
+                    "server": output.server_json(listing.server),
+                    "revision": listing.snapshot.revision,
+                    "devices": [d.model_dump(mode="json") for d in listing.snapshot.devices],
+                }
+                for listing in search.listings
+            ],
+            failures=_failures_json(search),
+        )
+    elif not live:
+        for listing in search.listings:
+            output.print_listing(listing)
+    _end(search, host)
+
+
+async def _search(config: Config, host: str | None, wait: float, *, live: bool) -> Search:
+    client = wiring.finder(config, wait)
+    if not live:
+        return await client.search(host)
+    found = Search()
+    async for answer in client.listings(host):
+        if isinstance(answer, Failure):
+            found.failures.append(answer)
+        else:
+            found.listings.append(answer)
+            output.print_listing(answer)
+    return found
+
+
+def _failures_json(search: Search) -> list[dict[str, object]]:
+    return [
+        {"server": output.server_json(failure.server), "error": output.error_json(failure.error)}
+        for failure in search.failures
+    ]
+
+
+def _end(search: Search, host: str | None) -> None:
+    """One warning for each server that failed; an error only if nobody answered."""
+    if not search.listings and len(search.failures) == 1:
+        raise search.failures[0].error
+    for failure in search.failures:
+        output.warn(failure.error.message)
+    if not search.listings:
+        raise errors.Unreachable("no server answered") if search.failures else no_server(host)
+
+
+def find(config: Config, query: Query, *, as_json: bool) -> None:
+    match = wiring.run(wiring.finder(config).find(query))
+    if as_json:
+        output.print_json(**output.device_json(match.server, match.device))
+        return
+    print(output.describe_server(match.server))
+    for line in output.device_lines([match.device]):
+        print(line)
+
+
+def info(config: Config, host: str | None, wait: float, *, as_json: bool) -> None:
+    search = wiring.run(_search(config, host, wait, live=False))
+    servers = [listing.server for listing in search.listings]
+    if as_json:
+        output.print_json(
+            servers=[output.server_json(s) for s in servers], failures=_failures_json(search)
+        )
+    for listing in search.listings if not as_json else ():
+        server = listing.server
+        print(output.describe_server(server))
+        print(f"  id         {server.id or 'none (2.x)'}")
+        print(f"  addresses  {' '.join(server.addresses)}")
+        print(f"  ports      {server.port} (control), {server.usbip_port} (USB/IP)")
+        print(f"  devices    {len(listing.snapshot.devices)}")
+    _end(search, host)

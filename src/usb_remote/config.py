@@ -1,0 +1,283 @@
+"""YAML and environment -> Config (docs/reference/configuration.md).
+
+Rule of this file: never silently a default. An unknown key, a wrong type or broken YAML is an error
+with file, line and key. Writing keeps the user's comments.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from usb_remote import errors
+from usb_remote.model import Server, clean
+
+MAX_RANGE = 1024
+"""Most addresses in all ``server_ranges``: each one is asked by every command."""
+
+VARIABLE = "USB_REMOTE_CONFIG"
+LEGACY_VARIABLE = "USB_REMOTE_CONFIG_PATH"
+"""The name that usb-remote 2.3.2 reads; it documents the other one."""
+
+_HOST = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<name>[^\s:/\[\]]+))(?::(?P<port>\d{1,5}))?")
+_RANGE = re.compile(r"(?P<prefix>(?:\d{1,3}\.){3})(?P<start>\d{1,3})-(?P=prefix)?(?P<stop>\d{1,3})")
+
+
+def _parse_host(text: object) -> str:
+    """Check the form ``host``, ``host:port``, ``[v6]:port`` or a bare IPv6 address."""
+    split_host(str(text))
+    return str(text)
+
+
+def split_host(text: str) -> tuple[str, int | None]:
+    """Host and port of what a person wrote; raises ValueError."""
+    if text.count(":") > 1 and not text.startswith("["):
+        return str(ipaddress.IPv6Address(text)), None
+    found = _HOST.fullmatch(text)
+    if not found:
+        raise ValueError(f"{clean(text)!r} is not a host, host:port or [address]:port")
+    return found["v6"] or found["name"], int(found["port"]) if found["port"] else None
+
+
+def _parse_range(text: object) -> str:
+    expand_range(str(text))
+    return str(text)
+
+
+def expand_range(text: str) -> list[str]:
+    """``192.168.1.30-40`` (2.x: the last octet only) as single addresses; raises ValueError."""
+    found = _RANGE.fullmatch(text.strip())
+    if not found:
+        raise ValueError(f"{clean(text)!r} is not a range such as 192.168.1.30-40")
+    prefix, start, stop = found["prefix"], int(found["start"]), int(found["stop"])
+    if start > stop:
+        raise ValueError(f"{text!r} ends before it starts")
+    return [str(ipaddress.IPv4Address(f"{prefix}{last}")) for last in range(start, stop + 1)]
+
+
+Host = Annotated[str, BeforeValidator(_parse_host)]
+Range = Annotated[str, BeforeValidator(_parse_range)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ServerConfig(_Section):
+    """What `usb-remote server` does.
+
+    Attributes:
+        listen: addresses to listen on, IPv4 and IPv6.
+        port: TCP port of the control protocol.
+        usbip_port: TCP port of the exporter; stock clients expect 3240.
+        name: what clients call this server; the host name if it is empty.
+        advertise: whether to announce it by mDNS.
+
+    """
+
+    listen: list[str] = ["0.0.0.0", "::"]
+    port: Port = 5055
+    usbip_port: Port = 3240
+    name: str = Field(default="", max_length=63)
+    advertise: bool = True
+
+
+class Config(_Section):
+    """The whole file. The first four keys are those of usb-remote 2.x.
+
+    Attributes:
+        servers: hosts to ask besides those that mDNS finds: host, host:port, [v6]:port.
+        server_ranges: IPv4 ranges to try quietly, as 192.168.1.30-40.
+        timeout: seconds that a server may take to answer.
+        server_port: TCP port of servers that are given without one.
+        discovery: whether to look for servers by mDNS.
+        server: what `usb-remote server` does on this machine.
+
+    """
+
+    servers: list[Host] = []
+    server_ranges: list[Range] = []
+    timeout: float = Field(default=5.0, gt=0, le=3600)
+    server_port: Port = 5055
+    discovery: bool = True
+    server: ServerConfig = ServerConfig()
+
+    @property
+    def configured_servers(self) -> list[Server]:
+        return [self.server_at(text) for text in self.servers]
+
+    @property
+    def range_servers(self) -> list[Server]:
+        addresses = [a for text in self.server_ranges for a in expand_range(text)]
+        return [self.server_at(address) for address in addresses[:MAX_RANGE]]
+
+    def server_at(self, text: str) -> Server:
+        """A server that a person named; raises UsageError."""
+        try:
+            host, port = split_host(text)
+        except ValueError as error:
+            raise errors.UsageError(str(error)) from None
+        return Server(name=text, addresses=(host,), port=port or self.server_port)
+
+
+# -- where it is --------------------------------------------------------------------------------
+
+
+def candidate_paths(environment: Mapping[str, str] = os.environ) -> Iterator[Path]:
+    """Where a configuration may be, first one first; the environment's must exist."""
+    yield Path(".usb-remote.config").absolute()
+    home = Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    yield home / "usb-remote" / "usb-remote.config"
+    yield Path("/etc/usb-remote/usb-remote.config")
+
+
+def find_path(option: Path | None, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The file that is in force; None if there is none.
+
+    Raises:
+        ConfigError: a file that was asked for by name does not exist.
+
+    """
+    named = [(option, "--config")] if option else []
+    named += [(Path(environment[v]), v) for v in (VARIABLE, LEGACY_VARIABLE) if environment.get(v)]
+    for path, who in named:
+        if path is not None:
+            if not path.expanduser().is_file():
+                raise errors.ConfigError(
+                    f"{path} (from {who}) does not exist", hint="usb-remote config path says more"
+                )
+            return path.expanduser()
+    return next((path for path in candidate_paths(environment) if path.is_file()), None)
+
+
+def path_to_write(option: Path | None, environment: Mapping[str, str] = os.environ) -> Path:
+    """The file that `config add-server` and its like change, or make."""
+    named = option or (Path(environment[VARIABLE]) if environment.get(VARIABLE) else None)
+    if named:
+        return named.expanduser()
+    return find_path(None, environment) or list(candidate_paths(environment))[1]
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+def load(path: Path | None) -> Config:
+    """Read and check a file; no file is the default configuration.
+
+    Raises:
+        ConfigError: naming file, line and key.
+
+    """
+    if path is None:
+        return Config()
+    data = _parse(path)
+    try:
+        return Config.model_validate(data or {})
+    except ValidationError as error:
+        raise _explained(path, data, error) from None
+
+
+def _parse(path: Path) -> Any:
+    from ruamel.yaml import YAML  # 50 ms, and most machines have no file
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        data = YAML().load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(f"{path}: cannot be read: {error}") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = clean(getattr(error, "problem", None) or error)
+        raise errors.ConfigError(f"{path}{line}: broken YAML: {problem}") from None
+    if data is not None and not isinstance(data, dict):
+        raise errors.ConfigError(f"{path}:1: a configuration is a mapping of keys to values")
+    return data
+
+
+def _explained(path: Path, data: Any, error: ValidationError) -> errors.ConfigError:
+    first = error.errors(include_url=False)[0]
+    where = list(first["loc"])
+    key = ".".join(str(part) for part in where)
+    message, hint = clean(first["msg"].removeprefix("Value error, ")), None
+    if first["type"] == "extra_forbidden":
+        message = "unknown key"
+        known = ServerConfig if where[0] == "server" else Config
+        hint = f"known keys: {', '.join(known.model_fields)}"
+    return errors.ConfigError(f"{path}:{_line(data, where)}: {key}: {message}", hint=hint)
+
+
+def _line(data: Any, where: list[Any]) -> int:
+    """The line of the innermost key that the parser kept a position for."""
+    line = 0
+    for part in where:
+        try:
+            line = data.lc.data[part][0]
+            data = data[part]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break
+    return line + 1
+
+
+# -- writing ------------------------------------------------------------------------------------
+
+
+def add_server(path: Path, server: str) -> bool:
+    """Append to ``servers``; False if it was there already. Raises ConfigError, UsageError."""
+    Config().server_at(server)
+    if server in load(path if path.is_file() else None).servers:
+        return False
+    _change(path, lambda data: data.setdefault("servers", []).append(server))
+    return True
+
+
+def remove_server(path: Path, server: str) -> bool:
+    """Remove from ``servers``; False if it was not there."""
+    if not path.is_file() or server not in load(path).servers:
+        return False
+    _change(path, lambda data: data["servers"].remove(server))
+    return True
+
+
+def set_timeout(path: Path, timeout: float) -> None:
+    """Set ``timeout`` in seconds; raises UsageError."""
+    try:
+        Config(timeout=timeout)
+    except ValidationError:
+        raise errors.UsageError("the timeout is a number of seconds, 0 < timeout <= 3600") from None
+    _change(path, lambda data: data.__setitem__("timeout", timeout))
+
+
+def _change(path: Path, change: Any) -> None:
+    """Change a file in place: comments and order stay, and it is never half written."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    if path.is_file():
+        load(path)
+    data = (_parse(path) if path.is_file() else None) or yaml.load("{}\n")
+    if not data:
+        data = yaml.map()
+    if data.get("servers", ...) is None:
+        del data["servers"]
+    change(data)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            yaml.dump(data, file)
+        if path.exists():
+            Path(file.name).chmod(path.stat().st_mode & 0o777)
+        else:
+            Path(file.name).chmod(0o644)
+        Path(file.name).replace(path.resolve())
+    except OSError as error:
+        raise errors.ConfigError(f"{path}: cannot be written: {error.strerror}") from None

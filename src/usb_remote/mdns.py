@@ -1,0 +1,395 @@
+"""mDNS (RFC 6762) and DNS-SD (RFC 6763) by zeroconf: advertise this server, browse for others.
+
+Rule of this file: the only importer of zeroconf. Discovery is an optimisation: what
+fails here is a warning, and the configured servers work all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+
+from zeroconf import (
+    DNSAddress,
+    DNSIncoming,
+    DNSOutgoing,
+    DNSPointer,
+    DNSQuestion,
+    DNSRecord,
+    DNSService,
+    DNSText,
+    Error,
+    ServiceInfo,
+)
+from zeroconf.asyncio import AsyncZeroconf
+
+from usb_remote import multicast
+from usb_remote.model import Server, clean
+from usb_remote.protocol import VERSION, Info
+
+log = logging.getLogger(__name__)
+
+TYPE = "_usbremote._tcp.local."
+PTR, IN, QU = 12, 1, 0x8000
+"""RFC 1035, 3.2.2 and 3.2.4; the QU bit of a question is RFC 6762, 5.4."""
+MAX_KNOWN = 20
+"""Known answers in a question: more fill two packets, and zeroconf answers those 0.4 s late."""
+SHOTS = (0.0, 0.06, 0.2)
+"""Seconds at which the question is asked: at 10 % loss each way three find all of 10 (FACTS)."""
+LEAST, QUIET = 0.25, 0.1
+"""A browse ends after 250 ms, when nothing has come for 100 ms; without loss gaps are 24 ms."""
+BROWSE_INTERVALS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Seconds between the browses of an endless one; announcements are heard in between."""
+MAX_SERVERS = 1024
+"""Most servers that one browse believes in."""
+ADDRESS_SETTLE = 0.3
+"""Seconds after an address change until the next look: addresses come in bunches."""
+
+
+# -- a server advertises ------------------------------------------------------------------------
+
+
+class Advertiser:
+    """Announces one server for as long as it runs, on all interfaces, whatever their addresses.
+
+    Args:
+        info: who we are.
+        port: of the control protocol.
+        listen: what the server listens on; addresses it does not listen on are not announced.
+
+    """
+
+    def __init__(self, info: Info, port: int, listen: list[str]) -> None:
+        self._info = info
+        self._port = port
+        self._listen = [ipaddress.ip_address(address) for address in listen]
+        self._zeroconf: AsyncZeroconf | None = None
+        self._service: ServiceInfo | None = None
+        self._bound: dict[str, int] = {}
+        self._netlink: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._update: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Announce; if that is impossible, say so and try again when an address changes."""
+        self._netlink = multicast.address_changes()
+        asyncio.get_running_loop().add_reader(self._netlink, self._on_change)
+        await self._announce()
+
+    async def stop(self) -> None:
+        """Say goodbye."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._update is not None:
+            self._update.cancel()
+            await asyncio.gather(self._update, return_exceptions=True)
+        if self._netlink is not None:
+            asyncio.get_running_loop().remove_reader(self._netlink)
+            self._netlink.close()
+        await self._withdraw()
+
+    async def _announce(self) -> None:
+        interfaces = self._interfaces()
+        self._bound = {i.address: i.number for i in multicast.one_of_each(interfaces)}
+        self._service = self._made_service([i.address for i in interfaces])
+        try:
+            self._zeroconf = AsyncZeroconf(interfaces=list(self._bound) or [multicast.LOOPBACK])
+            await self._zeroconf.async_register_service(self._service, cooperating_responders=True)
+        except (OSError, Error, RuntimeError) as error:
+            log.warning("not announced by mDNS: %s; clients need this server's address", error)
+            await self._withdraw()
+
+    async def _withdraw(self) -> None:
+        if self._zeroconf is not None:
+            zeroconf, self._zeroconf = self._zeroconf, None
+            await zeroconf.async_unregister_all_services()
+            await zeroconf.async_close()
+
+    def _interfaces(self) -> list[multicast.Interface]:
+        """Those that the server listens on."""
+        loopback = all(address.is_loopback for address in self._listen)
+        found = multicast.list_interfaces(loopback=loopback)
+        return [i for i in found if self._listens_on(ipaddress.ip_address(i.address))]
+
+    def _listens_on(self, own: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        return any(
+            own == a or (a.is_unspecified and a.version == own.version) for a in self._listen
+        )
+
+    def _made_service(self, addresses: list[str]) -> ServiceInfo:
+        """The instance name is unique by construction, so that probing can be skipped."""
+        label = f"{clean(self._info.name, 50)}-{self._info.id[:4]}"
+        host = "".join(c if c.isalnum() and c.isascii() else "-" for c in label)
+        return ServiceInfo(
+            TYPE,
+            f"{label.replace('.', '-')}.{TYPE}",
+            port=self._port,
+            server=f"{host}.local.",
+            parsed_addresses=addresses,
+            properties={
+                "txtvers": "1",
+                "proto": str(VERSION),
+                "id": self._info.id,
+                "name": self._info.name,
+                "version": self._info.version,
+                "usbip": str(self._info.usbip_port),
+            },
+        )
+
+    # -- addresses come and go
+
+    def _on_change(self) -> None:
+        if self._netlink is not None:
+            multicast.drain(self._netlink)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(ADDRESS_SETTLE, self._look_again)
+
+    def _look_again(self) -> None:
+        if self._update is None or self._update.done():
+            self._update = asyncio.create_task(self._follow_addresses())
+        else:
+            self._on_change()
+
+    async def _follow_addresses(self) -> None:
+        interfaces = self._interfaces()
+        bound = {i.address: i.number for i in multicast.one_of_each(interfaces)}
+        addresses = sorted(i.address for i in interfaces)
+        if self._zeroconf is None or self._service is None:
+            await self._announce()
+        elif bound != self._bound or addresses != sorted(self._service.parsed_addresses()):
+            log.info("addresses changed; announcing %s", ", ".join(addresses) or "none")
+            await self._rebind(self._zeroconf, bound)
+            self._service = self._made_service(addresses)
+            await (await self._zeroconf.async_update_service(self._service))
+
+    async def _rebind(self, zeroconf: AsyncZeroconf, bound: dict[str, int]) -> None:
+        """In two steps: an interface that was made anew with its old address looks the same to
+        zeroconf, but its group membership is gone (measured: deaf on IPv4 for ever).
+        """
+        kept = [a for a, number in self._bound.items() if bound.get(a) == number]
+        try:
+            if len(kept) < len(self._bound):
+                await zeroconf.async_update_interfaces(interfaces=kept or [multicast.LOOPBACK])
+            await zeroconf.async_update_interfaces(interfaces=list(bound) or [multicast.LOOPBACK])
+            self._bound = bound
+        except (OSError, RuntimeError) as error:
+            log.warning("mDNS on a changed network: %s; trying again", error)
+            self._bound = {}
+            self._on_change()
+
+
+# -- a client browses ---------------------------------------------------------------------------
+
+
+async def browse(wait: float = 0, *, loopback: bool = False) -> AsyncIterator[Server]:
+    """Ask once who is there; each server is yielded the moment its records are in.
+
+    Args:
+        wait: seconds to look at least; 0 means as long as it takes.
+        loopback: ask only on this machine, not on any network.
+
+    Raises:
+        OSError: no question could be asked at all.
+
+    """
+    async with _asking(loopback) as (heard, ask):
+        loop = asyncio.get_running_loop()
+        start = last = loop.time()
+        shots = list(SHOTS)
+        while True:
+            now = loop.time()
+            if shots and now >= start + shots[0]:
+                shots.pop(0)
+                ask(heard.known)
+            end = max(start + max(LEAST, wait), last + QUIET)
+            if now >= end:
+                return
+            try:
+                async with asyncio.timeout_at(start + shots[0] if shots else end):
+                    yield await heard.next_server()
+                last = loop.time()
+            except TimeoutError:
+                continue
+
+
+async def browse_for_ever() -> AsyncIterator[Server]:
+    """Servers as they come and change, for ever; asks again less and less often.
+
+    Without multicast there is one warning, and the wait goes on.
+    """
+    known: dict[str | None, Server] = {}
+    for interval in _intervals():
+        try:
+            async for server in browse(interval):
+                if known.get(server.id) != server:
+                    known[server.id] = server
+                    yield server
+        except OSError as error:
+            log.log(logging.DEBUG if known.get("") else logging.WARNING, "no mDNS: %s", error)
+            known[""] = Server(name="warned")
+            await asyncio.sleep(interval)
+
+
+def _intervals() -> Iterator[float]:
+    yield from BROWSE_INTERVALS
+    while True:
+        yield BROWSE_INTERVALS[-1]
+
+
+class _Heard:
+    """What the answers say, record by record, until a server is complete."""
+
+    def __init__(self) -> None:
+        self._pointers: dict[str, DNSPointer] = {}
+        self._services: dict[str, DNSService] = {}
+        self._texts: dict[str, DNSText] = {}
+        self._addresses: dict[str, dict[str, None]] = {}
+        self._told: dict[str, Server] = {}
+        self._servers: asyncio.Queue[Server] = asyncio.Queue()
+
+    @property
+    def known(self) -> list[DNSPointer]:
+        """What we need not hear again (RFC 6762, 7.1)."""
+        return [p for name, p in self._pointers.items() if name in self._told]
+
+    async def next_server(self) -> Server:
+        return await self._servers.get()
+
+    def receive(self, data: bytes, sender: str, scope: str) -> None:
+        """Take in a packet; one that is not a valid answer is ignored.
+
+        Args:
+            data: the packet.
+            sender: address it came from, which can evidently be reached.
+            scope: interface it came in on.
+
+        """
+        packet = DNSIncoming(data)
+        if not packet.valid or not packet.is_response():
+            return
+        for record in packet.answers():
+            self._note(record, scope)
+        for name in list(self._pointers):
+            self._tell(name, sender)
+
+    def _note(self, record: DNSRecord, scope: str) -> None:
+        if isinstance(record, DNSPointer) and record.key == TYPE:
+            self._note_pointer(record)
+        elif len(self._pointers) >= MAX_SERVERS:
+            return
+        elif isinstance(record, DNSService):
+            self._services[record.key] = record
+        elif isinstance(record, DNSText):
+            self._texts[record.key] = record
+        elif isinstance(record, DNSAddress):
+            self._addresses.setdefault(record.key, {})[_with_scope(record.address, scope)] = None
+
+    def _note_pointer(self, pointer: DNSPointer) -> None:
+        if pointer.ttl == 0:  # goodbye
+            self._pointers.pop(pointer.alias_key, None)
+            self._told.pop(pointer.alias_key, None)
+        elif len(self._pointers) < MAX_SERVERS:
+            self._pointers.setdefault(pointer.alias_key, pointer)
+
+    def _tell(self, name: str, sender: str) -> None:
+        service, text = self._services.get(name), self._texts.get(name)
+        if service is None or text is None or service.server_key not in self._addresses:
+            return
+        addresses = self._addresses[service.server_key]
+        server = _server(name, service, text, list(addresses), sender)
+        told = self._told.get(name)
+        if told is None or set(told.addresses) != set(server.addresses):
+            self._told[name] = server
+            self._servers.put_nowait(server)
+
+
+def _server(
+    name: str, service: DNSService, text: DNSText, addresses: list[str], sender: str
+) -> Server:
+    """What the records say; a peer's TXT is untrusted, a wrong number is a missing one."""
+    values = _txt(text.text)
+    usbip_port = values.get("usbip", "")
+    first = [a for a in addresses if a.partition("%")[0] == sender.partition("%")[0]]
+    return Server(
+        id=values.get("id") or None,
+        name=values.get("name") or name.removesuffix("." + TYPE),
+        addresses=tuple(dict.fromkeys((*first, *addresses))),
+        port=service.port,
+        usbip_port=int(usbip_port) if usbip_port.isdecimal() and len(usbip_port) < 6 else 3240,
+        version=values.get("version"),
+    )
+
+
+def _txt(data: bytes) -> dict[str, str]:
+    """Strings ``key=value``, each after its length (RFC 6763, 6.3); the first of a key counts."""
+    values: dict[str, str] = {}
+    while data:
+        size = data[0]
+        key, _, value = data[1 : 1 + size].decode(errors="replace").partition("=")
+        values.setdefault(key.lower(), clean(value))
+        data = data[1 + size :]
+    return values
+
+
+def _with_scope(packed: bytes, scope: str) -> str:
+    """An address as text; a link-local one is only good with its interface."""
+    address = ipaddress.ip_address(packed)
+    return f"{address}%{scope}" if address.version == 6 and address.is_link_local else str(address)
+
+
+_Ask = Callable[[list[DNSPointer]], None]
+
+
+class _Ear(asyncio.DatagramProtocol):
+    def __init__(self, heard: _Heard, scope: str) -> None:
+        self._heard = heard
+        self._scope = scope
+
+    def datagram_received(self, data: bytes, sender: tuple[str, int]) -> None:
+        self._heard.receive(data, sender[0], self._scope)
+
+    def error_received(self, error: Exception) -> None:
+        log.debug("mDNS on %s: %s", self._scope, error)
+
+
+@contextlib.asynccontextmanager
+async def _asking(loopback: bool) -> AsyncIterator[tuple[_Heard, _Ask]]:
+    """What is heard, and a function that asks everywhere."""
+    loop = asyncio.get_running_loop()
+    heard = _Heard()
+    asking: list[tuple[asyncio.DatagramTransport, multicast.Target]] = []
+    async with contextlib.AsyncExitStack() as stack:
+        here = [] if loopback else multicast.list_interfaces(loopback=True)
+        everywhere = dict.fromkeys((*multicast.list_interfaces(loopback=loopback), *here))
+        for way in multicast.open_ways(everywhere):
+            ear = partial(_Ear, heard, way.interface.name)
+            transport, _ = await loop.create_datagram_endpoint(ear, sock=way.connection)
+            stack.callback(transport.abort)
+            if way.target is not None:
+                asking.append((transport, way.target))
+        if not asking:
+            raise OSError("no network interface to ask on")
+
+        def ask(known: list[DNSPointer]) -> None:
+            packet = _question(known)
+            for transport, target in asking:
+                transport.sendto(packet, target)
+
+        yield heard, ask
+    await asyncio.sleep(0)  # so that the sockets are closed before the loop may be
+
+
+def _question(known: list[DNSPointer]) -> bytes:
+    """Who offers our service? Answer straight to me (the QU bit)."""
+    out = DNSOutgoing(0)
+    out.add_question(DNSQuestion(TYPE, PTR, IN | QU))
+    for pointer in known[:MAX_KNOWN]:
+        out.add_answer_at_time(pointer, 0)
+    packets: list[bytes] = out.packets()
+    return packets[0]

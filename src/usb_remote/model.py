@@ -1,0 +1,395 @@
+"""The nouns: what a device, a server, a holder is; how devices are matched and servers merged.
+
+Rule of this file: values only. Everything is immutable, nothing here reads a file, a socket or a
+clock. The words are those of docs/reference/glossary.md; the JSON keys are the field names.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic_core import core_schema
+
+MAX_TEXT = 128
+"""Longest device string that we keep, in characters. USB allows 126 (USB 2.0, 9.6.7)."""
+
+MAX_BUS_ID = 31
+"""Longest bus id in bytes: SYSFS_BUS_ID_SIZE of linux/tools/usb/usbip is 32 with its NUL."""
+
+
+class _Checked(str):
+    """A string that is valid by construction, also as a pydantic field."""
+
+    _form: re.Pattern[str]
+    _what: str
+
+    def __new__(cls, text: str) -> Self:
+        if not isinstance(text, str) or len(text) > MAX_BUS_ID or not cls._form.fullmatch(text):
+            raise ValueError(f"{clean(str(text))!r} is not a {cls._what}")
+        return super().__new__(cls, text)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+
+class BusId(_Checked):
+    """The kernel's name of a physical position: ``1-1.4`` is bus 1, port 1, port 4 of the hub."""
+
+    _form = re.compile(r"[1-9][0-9]{0,3}-[1-9][0-9]{0,2}(\.[1-9][0-9]{0,2}){0,6}")
+    _what = "bus id such as 1-1.4"
+
+    @property
+    def bus(self) -> int:
+        return int(self.partition("-")[0])
+
+    @property
+    def port_numbers(self) -> tuple[int, ...]:
+        return tuple(int(port) for port in self.partition("-")[2].split("."))
+
+
+class HardwareId(_Checked):
+    """``vendor:product``, four hexadecimal digits each: ``0403:6001``."""
+
+    _form = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
+    _what = "hardware id such as 0403:6001"
+
+
+def clean(text: object, limit: int = MAX_TEXT) -> str:
+    """Make an untrusted string fit to print on one line of a terminal: no control, no override.
+
+    Every character of the Unicode categories C* (control, format, surrogate, unassigned), Zl and Zp
+    becomes a space; runs of white space become one; at most ``limit`` characters remain.
+    """
+    printable = (" " if _is_unprintable(c) else c for c in str(text)[: 8 * limit])
+    return " ".join("".join(printable).split())[:limit].rstrip()
+
+
+def _is_unprintable(character: str) -> bool:
+    return unicodedata.category(character)[0] == "C" or character in "\u2028\u2029"
+
+
+def _clean_or_none(text: object) -> str | None:
+    return None if text is None else clean(text)
+
+
+Text = Annotated[str, BeforeValidator(clean)]
+OptionalText = Annotated[str | None, BeforeValidator(_clean_or_none)]
+Hex4 = Annotated[str, BeforeValidator(lambda text: str(text).lower())]
+
+
+class Model(BaseModel):
+    """The base of all nouns: immutable; what a newer peer adds is ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class State(StrEnum):
+    """What a device can be asked for. It is never hidden because of its state."""
+
+    AVAILABLE = "available"
+    IN_USE = "in_use"
+    PROTECTED = "protected"
+
+
+class Holder(Model):
+    """Whose session a device is in.
+
+    Attributes:
+        user: the name at the client, or None where the client did not say (stock ``usbip``).
+        host: the client's host name, or its address where it did not say.
+        address: the client's IP address.
+        since: when the session began, by the server's clock.
+
+    """
+
+    user: OptionalText = None
+    host: Text = ""
+    address: Text = ""
+    since: datetime | None = None
+
+    def __str__(self) -> str:
+        host = self.host or self.address or "an unknown client"
+        return f"{self.user}@{host}" if self.user else host
+
+
+class Device(Model):
+    """A USB device on a server. The first eight fields are those of usb-remote 2.x.
+
+    Attributes:
+        bus_id: where it is plugged in.
+        vendor_id: four hexadecimal digits, as is ``product_id``.
+        device_name: the server's own node, ``/dev/bus/usb/BBB/DDD``.
+        serial: the serial number string, or None.
+        description: udev's hardware database, else the device's own strings.
+        id: the device id, stable as long as the device can be told from its twins.
+        classes: class/subclass/protocol of each interface, hexadecimal: ``08/06/50``.
+        speed: Mbit/s as in sysfs: 1.5, 12, 480, 5000 …
+        devnum: the server's device number; a new one tells that it was plugged in again.
+        holder: who has it, if ``state`` is in_use.
+        reason: why it is refused, if ``state`` is protected.
+
+    """
+
+    bus_id: BusId
+    vendor_id: Hex4
+    product_id: Hex4
+    bus: int = 0
+    port_numbers: tuple[int, ...] = ()
+    device_name: Text = ""
+    serial: OptionalText = None
+    description: Text = "unknown"
+    id: Text = ""
+    name: OptionalText = None
+    manufacturer: OptionalText = None
+    product: OptionalText = None
+    classes: tuple[Text, ...] = ()
+    speed: float | None = None
+    devnum: int = 0
+    state: State = State.AVAILABLE
+    holder: Holder | None = None
+    reason: OptionalText = None
+
+    @property
+    def hardware_id(self) -> str:
+        return f"{self.vendor_id}:{self.product_id}"
+
+    @property
+    def label(self) -> str:
+        """What a person calls it: its name, else its id."""
+        return self.name or self.id or self.bus_id
+
+
+LEGACY_DEVICE_KEYS = (
+    "bus_id", "vendor_id", "product_id", "bus", "port_numbers", "device_name", "serial",
+    "description",
+)  # fmt: skip
+"""The keys of a device in usb-remote 2.x, in its order (2.3.2, usbdevice.py)."""
+
+
+class Server(Model):
+    """A machine that exports devices.
+
+    Attributes:
+        id: stable, not an address; None for a 2.x server.
+        name: what people call it: the configured text, else what it says itself.
+        addresses: host names or IP addresses (link-local ones with %scope), best first.
+        port: TCP port of the control protocol.
+        usbip_port: TCP port of the exporter.
+        version: of usb-remote there, None for 2.x.
+
+    """
+
+    id: OptionalText = None
+    name: Text
+    addresses: tuple[Text, ...] = ()
+    port: int = 5055
+    usbip_port: int = 3240
+    version: OptionalText = None
+
+
+class Snapshot(Model):
+    """All devices of a server at one moment; ``revision`` grows with every change."""
+
+    revision: int = 0
+    devices: tuple[Device, ...] = ()
+
+
+class Listing(Model):
+    """What one server answered."""
+
+    server: Server
+    snapshot: Snapshot
+
+    @property
+    def matches(self) -> list[Match]:
+        return [Match(self.server, device) for device in self.snapshot.devices]
+
+
+class Match(NamedTuple):
+    """A device and the server it is on."""
+
+    server: Server
+    device: Device
+
+    def __str__(self) -> str:
+        return (
+            f"{self.server.name}/{self.device.bus_id}  {self.device.id}  {self.device.description}"
+        )
+
+
+class Attachment(Model):
+    """A device that is imported here.
+
+    Attributes:
+        vhci_port: the client's slot, counted over all controllers as ``usbip port`` does.
+        address: the server's address as it was given to ``usbip attach``, "" if not known.
+        bus_id: the bus id *at the server*, None if not known (only root may read it).
+        local_bus_id: the bus id here, None until the kernel has enumerated it.
+        devid: busnum << 16 | devnum at the server (linux/drivers/usb/usbip/vhci_sysfs.c).
+        nodes: local device nodes, best for a person first.
+
+    """
+
+    vhci_port: int
+    address: Text = ""
+    usbip_port: int = 3240
+    bus_id: BusId | None = None
+    local_bus_id: str | None = None
+    devid: int = 0
+    hardware_id: str | None = None
+    serial: OptionalText = None
+    description: Text = ""
+    nodes: tuple[str, ...] = ()
+
+
+class Query(Model):
+    """Which device is meant. All given parts must match; globs as in 2.x.
+
+    Attributes:
+        handle: ``server/name``, ``server/bus-id``, or a name, device id, bus id, serial, id prefix.
+        id: hardware id or device id.
+        desc: glob or substring of the description, case-insensitive.
+        host: name or address of the server.
+        first: take the first match instead of refusing to choose.
+
+    """
+
+    handle: str | None = None
+    id: str | None = None
+    bus: str | None = None
+    serial: str | None = None
+    desc: str | None = None
+    host: str | None = None
+    first: bool = False
+
+    def __str__(self) -> str:
+        parts = self.model_dump(exclude_none=True, exclude={"first"})
+        handle = parts.pop("handle", None)
+        options = [f"--{key} {value}" for key, value in parts.items()]
+        return " ".join([handle, *options] if handle else options) or "any device"
+
+    def matches(self, device: Device) -> bool:
+        """Whether the options (not the handle) fit this device."""
+        return (
+            _fits(self.id, device.hardware_id, device.id)
+            and _fits(self.bus, device.bus_id)
+            and _fits(self.serial, device.serial or "")
+            and self._describes(device)
+        )
+
+    def _describes(self, device: Device) -> bool:
+        own = f"{device.manufacturer or ''} {device.product or ''}"
+        texts = (device.description, own, device.name or "")
+        return _fits(self.desc, *texts) or any(
+            (self.desc or "").lower() in text.lower() for text in texts
+        )
+
+
+def _fits(pattern: str | None, *values: str) -> bool:
+    return pattern is None or any(fnmatchcase(v.lower(), pattern.lower()) for v in values)
+
+
+def is_called(server: Server, host: str) -> bool:
+    """Whether a person who says ``host`` means this server."""
+    names = {server.name, *server.addresses, *(a.partition("%")[0] for a in server.addresses)}
+    return host.lower() in {name.lower() for name in names} or host == server.id
+
+
+def select(candidates: Iterable[Match], query: Query) -> list[Match]:
+    """All candidates that the query means, in the given order.
+
+    A handle is tried from exact to loose (name; id, bus id or serial; prefix of an id), and the
+    first step that matches anything decides, so that a name can never be shadowed by a prefix.
+    """
+    fitting = [
+        match
+        for match in candidates
+        if query.matches(match.device) and (not query.host or is_called(match.server, query.host))
+    ]
+    return fitting if query.handle is None else _by_handle(fitting, query.handle)
+
+
+def _by_handle(candidates: Sequence[Match], handle: str) -> list[Match]:
+    host, slash, rest = handle.partition("/")
+    if found := _by_word(candidates, handle):
+        return found
+    if not slash:
+        return []
+    return _by_word([match for match in candidates if is_called(match.server, host)], rest)
+
+
+def _by_word(candidates: Sequence[Match], word: str) -> list[Match]:
+    word = word.lower()
+    steps = (
+        lambda d: word == (d.name or "").lower(),
+        lambda d: word in {d.id.lower(), d.bus_id, (d.serial or "").lower()},
+        lambda d: d.id.lower().startswith(word),
+    )
+    for step in steps if word else ():
+        if found := [match for match in candidates if step(match.device)]:
+            return found
+    return []
+
+
+def with_ids(devices: Iterable[Device]) -> tuple[Device, ...]:
+    """Give each device of one server its device id, and order them by position.
+
+    ``vid:pid:serial`` where that is unique on the server, else ``vid:pid@bus-id``: two devices
+    with the same serial both fall back to their position.
+    """
+    ordered = sorted(devices, key=lambda d: (d.bus_id.bus, d.bus_id.port_numbers))
+    count = Counter((d.hardware_id, d.serial) for d in ordered)
+    return tuple(
+        d.model_copy(update={"id": _device_id(d, count[d.hardware_id, d.serial])}) for d in ordered
+    )
+
+
+def _device_id(device: Device, twins: int) -> str:
+    if device.serial and twins == 1:
+        return f"{device.hardware_id}:{device.serial}"
+    return f"{device.hardware_id}@{device.bus_id}"
+
+
+def merge(servers: Iterable[Server]) -> list[Server]:
+    """One entry for each machine: same id, or same address and port, is the same server.
+
+    The first entry gives name and order (configuration comes before mDNS), later ones add what it
+    does not know.
+    """
+    merged: list[Server] = []
+    for server in servers:
+        for index, known in enumerate(merged):
+            if is_same_server(known, server):
+                merged[index] = _joined(known, server)
+                break
+        else:
+            merged.append(server)
+    return merged
+
+
+def is_same_server(one: Server, other: Server) -> bool:
+    if one.id and other.id:
+        return one.id == other.id
+    return one.port == other.port and not set(one.addresses).isdisjoint(other.addresses)
+
+
+def _joined(first: Server, later: Server) -> Server:
+    addresses = dict.fromkeys((*first.addresses, *later.addresses))
+    return first.model_copy(
+        update={
+            "id": first.id or later.id,
+            "version": first.version or later.version,
+            "addresses": tuple(addresses),
+        }
+    )

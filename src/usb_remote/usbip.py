@@ -1,0 +1,403 @@
+"""The kernel's USB/IP: usbip-host on a server, vhci-hcd on a client, and the `usbip` command.
+
+Rule of this file: sysfs for everything that sysfs says or does; the command only for attach and
+detach. Why: docs/explanations/decisions/0002-sysfs-instead-of-usbip-bind.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from usb_remote import errors
+from usb_remote.model import Attachment, BusId, clean
+
+PORT = 3240
+SYSFS = Path("/sys")
+STATE_DIR = Path("/var/run/vhci_hcd")
+LOCK = Path("/run/lock/usb-remote-attach.lock")
+ATTACH_TRIES = 3
+"""``open vhci_driver`` alone is transient: 2 of 75 back-to-back attaches (FACTS, FINDINGS 4)."""
+
+AVAILABLE, USED = 1, 2
+"""``usbip_status``: enum usbip_device_status of drivers/usb/usbip/usbip_common.h, SDEV_ST_*."""
+
+INSTALL_USBIP = (
+    "install it: apt install usbip (Debian), apt install linux-tools-generic (Ubuntu), "
+    "dnf install usbip-utils (Fedora), pacman -S usbip (Arch)"
+)
+
+# -- a server: devices bound to usbip-host ------------------------------------------------------
+
+
+class Host:
+    """The usbip-host driver of this machine."""
+
+    def __init__(self, sysfs: Path = SYSFS) -> None:
+        self._devices = sysfs / "bus/usb/devices"
+        self._bus = sysfs / "bus/usb"
+        self._driver = sysfs / "bus/usb/drivers/usbip-host"
+
+    def check(self) -> None:
+        """See whether devices can be exported.
+
+        Raises:
+            SystemFault: the module or a permission is missing; the hint mends it.
+
+        """
+        if not self._driver.is_dir():
+            raise errors.SystemFault(
+                "the kernel module usbip_host is not loaded, so nothing can be exported",
+                hint="type: sudo modprobe usbip_host",
+            )
+        if not os.access(self._driver / "bind", os.W_OK):
+            raise errors.SystemFault(
+                "no permission to bind devices to usbip-host", hint="run the server as root (sudo)"
+            )
+
+    async def load(self) -> None:
+        """Load the module, if that is needed and allowed; :meth:`check` says how it ended."""
+        if not self._driver.is_dir() and os.geteuid() == 0:
+            await _modprobe("usbip_host")
+
+    def list_bound(self) -> list[BusId]:
+        return [BusId(p.name) for p in self._driver.glob("*-*") if p.is_symlink()]
+
+    def is_bound(self, bus_id: BusId) -> bool:
+        driver = self._devices / bus_id / "driver"
+        return driver.is_symlink() and driver.readlink().name == "usbip-host"
+
+    async def bind(self, bus_id: BusId) -> None:
+        """Give the device to usbip-host; on failure its own driver has it again.
+
+        Raises:
+            SystemFault: the kernel refuses.
+
+        """
+        self.check()
+        if not self.is_bound(bus_id):
+            await asyncio.to_thread(self._bind, bus_id)
+
+    def _bind(self, bus_id: BusId) -> None:
+        try:
+            _write(self._driver / "match_busid", f"add {bus_id}")
+            if (self._devices / bus_id / "driver").exists():
+                _write(self._devices / bus_id / "driver/unbind", bus_id)
+            _write(self._driver / "bind", bus_id)
+        except OSError as error:
+            self._unbind(bus_id)
+            raise errors.SystemFault(f"cannot bind {bus_id}: {_bind_failure(error)}") from error
+
+    async def unbind(self, bus_id: BusId) -> None:
+        """Give the device back to its own driver and forget its bus id."""
+        await asyncio.to_thread(self._unbind, bus_id)
+
+    def _unbind(self, bus_id: BusId) -> None:
+        # `del` before `unbind`: only so does the kernel free the entry (stub_main.c, 16 in all)
+        _try(self._driver / "match_busid", f"del {bus_id}")
+        if self.is_bound(bus_id):
+            _try(self._driver / "unbind", bus_id)
+        if (self._devices / bus_id).exists() and not (self._devices / bus_id / "driver").exists():
+            _try(self._bus / "drivers_probe", bus_id)
+
+    def export(self, bus_id: BusId, fd: int) -> None:
+        """Hand a connected socket to the kernel: from now on it carries the device.
+
+        Raises:
+            Busy: another socket has it.
+            SystemFault: the device is in an error state or gone.
+
+        """
+        try:
+            _write(self._devices / bus_id / "usbip_sockfd", str(fd))
+        except OSError as error:
+            if self.status(bus_id) == USED:
+                raise errors.Busy(f"{bus_id} is in use") from error
+            raise errors.SystemFault(f"cannot export {bus_id}: {error.strerror}") from error
+
+    def release(self, bus_id: BusId) -> None:
+        """End the session, whoever has it; nothing happens if there is none."""
+        _try(self._devices / bus_id / "usbip_sockfd", "-1")
+
+    def status(self, bus_id: BusId) -> int | None:
+        """AVAILABLE, USED, 3 for an error; None while the device is not bound."""
+        try:
+            return int((self._devices / bus_id / "usbip_status").read_text())
+        except (OSError, ValueError):
+            return None
+
+    async def wait_free(self, bus_id: BusId, timeout: float) -> None:
+        """Wait until the kernel has reset the device; it tells nobody when (FACTS)."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self.status(bus_id) == USED:  # noqa: ASYNC110 - no event exists
+                    await asyncio.sleep(0.02)
+
+
+def _bind_failure(error: OSError) -> str:
+    if error.errno == errno.ENOMEM:
+        return "usbip-host takes at most 16 devices at a time"
+    return f"{error.strerror} ({error.filename})"
+
+
+def _write(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _try(path: Path, text: str) -> None:
+    """Write where the device may just have gone, or the entry may not exist."""
+    with contextlib.suppress(OSError):
+        _write(path, text)
+
+
+# -- a client: devices imported into vhci-hcd ---------------------------------------------------
+
+
+class Vhci:
+    """The virtual host controllers of this machine, and the `usbip` command that fills them."""
+
+    def __init__(
+        self,
+        sysfs: Path = SYSFS,
+        state_dir: Path = STATE_DIR,
+        lock: Path = LOCK,
+        sudo: Sequence[str] = ("sudo", "-n"),
+    ) -> None:
+        self._platform = sysfs / "devices/platform"
+        self._devices = sysfs / "bus/usb/devices"
+        self._state_dir = state_dir
+        self._lock = lock
+        self._prefix = [] if os.geteuid() == 0 else list(sudo)
+
+    @property
+    def is_loaded(self) -> bool:
+        return any(self._platform.glob("vhci_hcd.*/status*"))
+
+    def list_attachments(self) -> list[Attachment]:
+        """What is imported here now, by vhci port; without nodes."""
+        rows = [row for row in self._rows() if row[2] != "004"]
+        return [self._attachment(row) for row in sorted(rows, key=lambda row: int(row[1]))]
+
+    def _rows(self) -> list[list[str]]:
+        """Rows ``hub port sta spd dev sockfd local_busid`` (vhci_sysfs.c, port_show_vhci)."""
+        files = sorted(self._platform.glob("vhci_hcd.*/status*"))
+        rows = [line.split() for file in files for line in file.read_text().splitlines()]
+        return [row for row in rows if len(row) == 7 and row[1].isdigit()]
+
+    def _attachment(self, row: list[str]) -> Attachment:
+        port = int(row[1])
+        address, usbip_port, bus_id = self._remote(port)
+        local = row[6] if row[2] == "006" and row[6] != "0-0" else None
+        device = self._devices / (local or "none")
+        words = [_read(device / key) for key in ("manufacturer", "product")]
+        ids = [_read(device / key) for key in ("idVendor", "idProduct")]
+        return Attachment(
+            vhci_port=port,
+            address=address,
+            usbip_port=usbip_port,
+            bus_id=bus_id,
+            local_bus_id=local,
+            devid=int(row[4], 16),
+            hardware_id=":".join(ids) if all(ids) else None,
+            serial=_read(device / "serial") or None,
+            description=" ".join(filter(None, words)),
+        )
+
+    def _remote(self, port: int) -> tuple[str, int, BusId | None]:
+        """What `usbip attach` noted of the other side; only root may read it."""
+        try:
+            address, usbip_port, bus_id = (self._state_dir / f"port{port}").read_text().split()
+            return address, int(usbip_port), BusId(bus_id)
+        except (OSError, ValueError):
+            return "", PORT, None
+
+    async def attach(
+        self, address: str, bus_id: BusId, *, usbip_port: int = PORT, timeout: float
+    ) -> Attachment:
+        """Import a device and wait until the kernel has enumerated it.
+
+        Raises:
+            SystemFault: tool, module, permission or free vhci port is missing.
+            Busy, NotFound, Unreachable: what the server's exporter answered.
+
+        """
+        command = ["--tcp-port", str(usbip_port), "attach", "--remote", address, "--busid", bus_id]
+        async with self._locked():
+            before = {row[1] for row in self._rows() if row[2] != "004"}
+            if len(before) == len(self._rows()):
+                raise errors.SystemFault(
+                    f"all {len(before)} vhci ports are in use",
+                    hint="usb-remote ports lists them; detach one",
+                )
+            await self._run_attach(command, f"{address}:{usbip_port}", timeout)
+            return await self._enumerated(before, bus_id, timeout)
+
+    async def prepare(self) -> None:
+        """See that this machine can import, before a server is asked for anything.
+
+        Raises:
+            SystemFault: tool, module or permission is missing; the hint mends it.
+
+        """
+        self._tool()
+        if not self.is_loaded:
+            await _modprobe("vhci_hcd", self._prefix)
+        if not self.is_loaded:
+            raise errors.SystemFault(
+                "the kernel module vhci_hcd is not loaded, so nothing can be attached",
+                hint="type: sudo modprobe vhci_hcd",
+            )
+
+    async def _run_attach(self, command: list[str], remote: str, timeout: float) -> None:
+        for attempt in range(1, ATTACH_TRIES + 1):
+            status, text = await self._usbip(command, timeout, remote)
+            if status == 0:
+                return
+            transient = "open vhci_driver" in text and "subsystem" not in text
+            if not transient or attempt == ATTACH_TRIES:
+                raise _attach_failure(text, remote)
+            await asyncio.sleep(0.2 * attempt)
+
+    async def _enumerated(self, before: set[str], bus_id: BusId, timeout: float) -> Attachment:
+        """The new row of the status; the tool prints nothing, and enumeration takes a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while True:
+                    for row in self._rows():
+                        if row[1] not in before and row[2] == "006" and row[6] != "0-0":
+                            found = self._attachment(row)
+                            return found.model_copy(update={"bus_id": found.bus_id or bus_id})
+                    await asyncio.sleep(0.02)
+        raise errors.SystemFault(
+            f"{bus_id} was imported, but this machine's kernel did not recognise the device",
+            hint="see the last lines of: sudo dmesg",
+        )
+
+    async def detach(self, vhci_port: int, timeout: float = 10.0) -> None:
+        """Let a device go; a port that is free already is a success."""
+        status, text = await self._usbip(["detach", "--port", str(vhci_port)], timeout, "")
+        if status != 0 and any(a.vhci_port == vhci_port for a in self.list_attachments()):
+            raise _attach_failure(text, f"vhci port {vhci_port}")
+
+    async def _usbip(self, arguments: list[str], timeout: float, remote: str) -> tuple[int, str]:
+        try:
+            return await _run([*self._prefix, self._tool(), *arguments], timeout)
+        except TimeoutError:
+            raise errors.Unreachable(
+                f"{remote} took the connection but did not answer within {timeout:g} s",
+                hint="is that port usb-remote's? usb-remote info shows the right one",
+            ) from None
+
+    def _tool(self) -> str:
+        """The usbip command; the PATH of a user who is not root often lacks sbin."""
+        for program in [*self._prefix[:1], "usbip"]:
+            path = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+            if path is None and program == "sudo":
+                raise errors.SystemFault("attaching needs root", hint="run this command as root")
+            if path is None:
+                raise errors.SystemFault("the usbip command is missing", hint=INSTALL_USBIP)
+        return str(path)
+
+    @contextlib.asynccontextmanager
+    async def _locked(self) -> AsyncIterator[None]:
+        """One attach at a time on this machine: two at once livelock the stock tool (FACTS)."""
+        fd = _open_lock(self._lock)
+        try:
+            while not _has_lock(fd):  # noqa: ASYNC110 - flock has no event, a thread no cancel
+                await asyncio.sleep(0.02)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _open_lock(path: Path) -> int:
+    """Open without O_CREAT if it exists: fs.protected_regular forbids that to other users."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    with contextlib.suppress(FileNotFoundError):
+        return os.open(path, flags)
+    with contextlib.suppress(FileExistsError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+    return os.open(path, flags)
+
+
+def _has_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(path: Path) -> str:
+    try:
+        return clean(path.read_text(errors="replace"))
+    except OSError:
+        return ""
+
+
+async def _modprobe(module: str, prefix: Sequence[str] = ()) -> None:
+    tool = shutil.which("modprobe", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if tool is not None:
+        with contextlib.suppress(TimeoutError, OSError):  # the check afterwards says what is wrong
+            await _run([*prefix, tool, module], 10.0)
+
+
+async def _run(command: list[str], timeout: float) -> tuple[int, str]:
+    """Run to the end or kill; killing `usbip` frees the device. Returns status and stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            _, text = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.terminate()  # sudo passes TERM on, KILL would leave its child alone
+            await process.wait()
+    return process.returncode or 0, text.decode(errors="replace")
+
+
+def _attach_failure(text: str, remote: str) -> errors.UsbRemoteError:
+    """One error for each way in which the stock tool fails (texts: usbip-utils 2.0)."""
+    for part, error in (
+        ("Device not found", errors.NotFound(f"{remote} does not export this device (any more)")),
+        ("Device busy", errors.Busy(f"{remote} says that the device is in use")),
+        ("Request Failed", errors.Refused(f"{remote} refuses to export this device")),
+        (
+            "tcp connect",
+            errors.Unreachable(
+                f"no connection to {remote} (USB/IP)",
+                hint="is the server's exporter running, and does a firewall let the port through?",
+            ),
+        ),
+        (
+            "password is required",
+            errors.SystemFault(
+                "attaching needs root, and sudo wants a password",
+                hint="run the command with sudo",
+            ),
+        ),
+        ("import device", errors.SystemFault("attaching needs root", hint="use sudo")),
+        ("detach request failed", errors.SystemFault("detaching needs root", hint="use sudo")),
+    ):
+        if part in text:
+            return error
+    return errors.SystemFault(f"usbip failed: {clean(text, 300) or 'without a word'}")

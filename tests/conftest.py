@@ -1,0 +1,88 @@
+"""What all tests share: a real server with virtual devices on loopback, and leak guards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from usb_remote import exporter, protocol, server
+from usb_remote.model import Server
+from usb_remote.virtual import KINDS, VirtualDevices
+
+HOST = "127.0.0.1"
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """No thread and no file descriptor outlives a test (event loops are pytest-asyncio's)."""
+    threads = set(threading.enumerate())
+    before = _descriptors()
+    yield
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(timeout=5)
+    left = [t for t in set(threading.enumerate()) - threads if not t.name.startswith("asyncio")]
+    assert not left, f"threads left behind: {left}"
+    opened = {fd: what for fd, what in _descriptors().items() if before.get(fd) != what}
+    sockets = {fd: what for fd, what in opened.items() if what.startswith("socket")}
+    loop_pair = 2  # pytest-asyncio's own wake-up sockets
+    assert len(sockets) <= loop_pair, f"sockets left behind: {sockets}"
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+@dataclass
+class Running:
+    """A server that runs in this process."""
+
+    devices: VirtualDevices
+    exporter: exporter.Exporter
+    control: server.ControlServer
+
+    @property
+    def server(self) -> Server:
+        return Server(
+            name="bench", addresses=(HOST,), port=self.control.port, usbip_port=self.exporter.port
+        )
+
+
+@contextlib.asynccontextmanager
+async def running_server(*kinds: str, name: str = "bench") -> AsyncIterator[Running]:
+    devices = VirtualDevices(*kinds)
+    export = exporter.Exporter(devices, devices)
+    await export.start([HOST], 0)
+    info = protocol.Info(id="0" * 31 + "1", name=name, version="3", usbip_port=export.port)
+    control = server.ControlServer(devices, devices, export, info)
+    export.on_change = control.refresh
+    await control.start([HOST], 0)
+    try:
+        yield Running(devices, export, control)
+    finally:
+        await control.stop()
+        await export.stop()
+        devices.close()
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Running]:
+    async with running_server(*KINDS) as running:
+        yield running
+
+
+async def eventually(condition: object, timeout: float = 5.0) -> None:
+    """Wait until something that has no event of its own becomes true."""
+    assert callable(condition)
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.005)

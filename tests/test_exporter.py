@@ -1,0 +1,185 @@
+"""The exporter over real loopback sockets, with devices that are programs."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+from usbip import protocol as reference
+
+from tests.conftest import HOST, Running, eventually
+from usb_remote import errors, exporter, virtual
+from usb_remote.model import BusId, Device, Holder, State
+
+SERIAL, DISK = BusId("1-1"), BusId("1-2")
+ANN = Holder(user="ann", host="pc1", address=HOST)
+BOB = Holder(user="bob", host="pc2", address="10.0.0.2")
+
+
+def device(bench: Running, bus_id: BusId) -> Device:
+    return next(d for d in bench.control.snapshot.devices if d.bus_id == bus_id)
+
+
+async def import_it(bench: Running, bus_id: BusId) -> socket.socket:
+    """Import as an independent client does, and stay connected."""
+    connection = socket.create_connection((HOST, bench.exporter.port))
+    connection.settimeout(10)
+    try:
+        await asyncio.to_thread(reference.client_import, connection, bus_id.encode())
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def test_an_imported_device_works(bench: Running) -> None:
+    def use() -> None:
+        port = bench.exporter.port
+        with virtual.import_device(HOST, port, SERIAL) as handle:
+            assert virtual.echo(handle, b"hello") == b"hello"
+        with virtual.import_device(HOST, port, DISK) as handle:
+            assert virtual.first_sector(handle).startswith(virtual.DISK_TEXT)
+
+    await asyncio.to_thread(use)
+
+
+async def test_a_session_is_seen_with_its_holder_until_it_ends(bench: Running) -> None:
+    await bench.exporter.reserve(device(bench, SERIAL), ANN)
+    connection = await import_it(bench, SERIAL)
+    held = device(bench, SERIAL)
+    assert held.state is State.IN_USE
+    assert held.holder is not None
+    assert (held.holder.user, held.holder.host) == ("ann", "pc1")
+    assert held.holder.since is not None
+    connection.close()
+    await eventually(lambda: device(bench, SERIAL).state is State.AVAILABLE)
+
+
+async def test_a_stock_client_is_named_by_its_address(bench: Running) -> None:
+    with await import_it(bench, SERIAL):
+        assert str(device(bench, SERIAL).holder) == HOST
+
+
+async def test_a_second_client_never_steals(bench: Running) -> None:
+    with await import_it(bench, SERIAL):
+        with pytest.raises(reference.core.NotFound, match="status 2"):
+            await import_it(bench, SERIAL)
+        with pytest.raises(errors.Busy, match="in use by 127.0.0.1 since"):
+            await bench.exporter.reserve(device(bench, SERIAL), BOB)
+        with pytest.raises(errors.Busy):
+            await bench.exporter.release(device(bench, SERIAL), BOB.address)
+        assert device(bench, SERIAL).state is State.IN_USE
+
+
+async def test_a_reservation_keeps_others_out_until_it_expires(
+    bench: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "RESERVATION", 0.3)
+    await bench.exporter.reserve(device(bench, SERIAL), BOB)
+    with pytest.raises(errors.Busy, match="bob@pc2"):
+        await bench.exporter.reserve(device(bench, SERIAL), ANN)
+    with pytest.raises(reference.core.NotFound, match="status 2"):
+        await import_it(bench, SERIAL)
+    await eventually(lambda: device(bench, SERIAL).state is State.AVAILABLE)
+    await bench.exporter.reserve(device(bench, SERIAL), ANN)
+
+
+async def test_a_client_may_give_its_reservation_back(bench: Running) -> None:
+    await bench.exporter.reserve(device(bench, SERIAL), ANN)
+    await bench.exporter.release(device(bench, SERIAL), ANN.address)
+    assert device(bench, SERIAL).state is State.AVAILABLE
+
+
+async def test_a_client_that_comes_back_after_a_crash_gets_its_device(bench: Running) -> None:
+    await bench.exporter.reserve(device(bench, SERIAL), ANN)
+    with await import_it(bench, SERIAL):
+        await bench.exporter.reserve(device(bench, SERIAL), ANN)
+        with await import_it(bench, SERIAL):
+            assert device(bench, SERIAL).state is State.IN_USE
+
+
+async def test_a_pulled_device_ends_its_session(bench: Running) -> None:
+    with await import_it(bench, SERIAL) as connection:
+        bench.devices.pull("serial")
+        assert await asyncio.to_thread(connection.recv, 1) == b""
+    bench.devices.plug("serial")
+    await eventually(lambda: len(bench.control.snapshot.devices) == 3)
+    await eventually(lambda: device(bench, SERIAL).state is State.AVAILABLE)
+    with await import_it(bench, SERIAL):
+        assert device(bench, SERIAL).state is State.IN_USE
+
+
+async def test_a_stopping_server_drops_its_clients(bench: Running) -> None:
+    with await import_it(bench, SERIAL) as connection:
+        await bench.exporter.stop()
+        assert await asyncio.to_thread(connection.recv, 1) == b""
+
+
+@pytest.mark.parametrize("bus_id", ["1-9", "9-1.2.3"])
+async def test_what_is_not_there_is_not_found(bench: Running, bus_id: str) -> None:
+    with pytest.raises(reference.core.NotFound, match="status 4"):
+        await import_it(bench, BusId(bus_id))
+    assert bench.exporter._leases == {}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x01\x11\x80\x03",
+        b"\x01\x11\x80\x03\0\0\0\0" + b"1-1",
+        b"\x01\x11\x80\x03\0\0\0\0" + b"../../x".ljust(32, b"\0"),
+        b"\x01\x11\x80\x03\0\0\0\0" + b"-r evil".ljust(32, b"\0"),
+        b"\x01\x06\x80\x05\0\0\0\0",
+        b"\xff" * 10_000,
+        b"",
+    ],
+)
+async def test_a_malformed_handshake_ends_only_itself(
+    bench: Running, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "HANDSHAKE_TIMEOUT", 0.2)
+    with await import_it(bench, DISK), socket.create_connection((HOST, bench.exporter.port)) as bad:
+        bad.sendall(data)
+        bad.settimeout(10)
+        try:
+            assert await asyncio.to_thread(bad.recv, 1) == b""
+        except ConnectionResetError:
+            pass
+        assert device(bench, DISK).state is State.IN_USE
+
+
+async def test_many_silent_connections_do_not_keep_others_out(bench: Running) -> None:
+    address = (HOST, bench.exporter.port)
+    silent = await asyncio.to_thread(
+        lambda: [socket.create_connection(address) for _ in range(200)]
+    )
+    try:
+        with await import_it(bench, SERIAL):
+            assert device(bench, SERIAL).state is State.IN_USE
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+async def test_a_protected_device_is_refused_through_both_doors(bench: Running) -> None:
+    protected = device(bench, DISK).model_copy(
+        update={"state": State.PROTECTED, "reason": "sda1 is mounted at /"}
+    )
+    bench.devices.list_devices = lambda: (protected,)  # type: ignore[method-assign]
+    with pytest.raises(errors.Refused, match="sda1 is mounted at /"):
+        await bench.exporter.reserve(protected, ANN)
+    with pytest.raises(reference.core.NotFound, match="status 1"):
+        await import_it(bench, DISK)
+
+
+async def test_a_taken_port_is_named_with_the_command_that_frees_it() -> None:
+    devices = virtual.VirtualDevices()
+    with socket.create_server((HOST, 0)) as usbipd:
+        export = exporter.Exporter(devices, devices)
+        with pytest.raises(errors.SystemFault, match="cannot listen on USB/IP port") as caught:
+            await export.start([HOST], usbipd.getsockname()[1])
+        assert "usbipd" in (caught.value.hint or "")
+        export._epoll.close()
+    devices.close()

@@ -1,0 +1,252 @@
+"""The control protocol over real loopback sockets: what is said, and what bad input cannot do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.conftest import HOST, Running, eventually
+from usb_remote import protocol, server
+
+
+class Line:
+    """A raw client: sends bytes, reads lines."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def say(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def hear(self) -> dict[str, Any]:
+        async with asyncio.timeout(20):
+            message: dict[str, Any] = json.loads(await self.reader.readline())
+        return message
+
+    async def ask(self, data: bytes) -> dict[str, Any]:
+        await self.say(data)
+        return await self.hear()
+
+    async def at_end(self) -> bool:
+        async with asyncio.timeout(20):
+            return await self.reader.read() == b""
+
+
+@asynccontextmanager
+async def talk(bench: Running) -> AsyncIterator[Line]:
+    reader, writer = await asyncio.open_connection(HOST, bench.control.port, limit=2**24)
+    try:
+        yield Line(reader, writer)
+    finally:
+        writer.close()
+        try:
+            await writer.wait_closed()
+        except ConnectionError:
+            pass
+
+
+async def test_a_list_of_2x_has_exactly_the_keys_of_2x(bench: Running) -> None:
+    async with talk(bench) as line:
+        reply = await line.ask(b'{"command":"list"}')
+    assert set(reply) == {"status", "data"}
+    assert [d["bus_id"] for d in reply["data"]] == ["1-1", "1-2", "1-3"]
+    assert set(reply["data"][0]) == {
+        "bus_id", "vendor_id", "product_id", "bus", "port_numbers", "device_name", "serial",
+        "description",
+    }  # fmt: skip
+
+
+async def test_our_list_says_more(bench: Running) -> None:
+    async with talk(bench) as line:
+        reply = await line.ask(b'{"command":"list","v":1}\n')
+    assert reply["server"]["name"] == "bench"
+    assert reply["revision"] == 1
+    assert reply["data"][0]["state"] == "available"
+
+
+async def test_info(bench: Running) -> None:
+    async with talk(bench) as line:
+        reply = await line.ask(b'{"command":"info","v":1}\n')
+    assert reply["data"] == {
+        "id": "0" * 31 + "1", "name": "bench", "version": "3", "protocol": 1,
+        "usbip_port": bench.exporter.port,
+    }  # fmt: skip
+
+
+async def test_requests_follow_each_other_in_order(bench: Running) -> None:
+    async with talk(bench) as line:
+        await line.say(b'{"command":"attach","bus":"1-1","v":1}\n{"command":"info","v":1}\n' * 3)
+        for _ in range(3):
+            assert (await line.hear())["data"]["bus_id"] == "1-1"
+            assert (await line.hear())["data"]["name"] == "bench"
+
+
+async def test_find_tells_nothing_and_several_apart(bench: Running) -> None:
+    async with talk(bench) as line:
+        assert (await line.ask(b'{"command":"find","bus":"9-9"}'))["status"] == "not_found"
+        several = await line.ask(b'{"command":"find","id":"1209:*"}')
+        assert several["status"] == "multiple_matches"
+        assert several["message"].count("\n  - ") == 3
+        first = await line.ask(b'{"command":"find","id":"1209:*","first":true}')
+        assert first["data"]["bus_id"] == "1-1"
+
+
+async def test_a_watch_starts_with_everything_and_follows_each_change(bench: Running) -> None:
+    async with talk(bench) as line:
+        start = await line.ask(b'{"command":"watch","v":1}\n')
+        assert (start["event"], start["revision"], len(start["data"])) == ("snapshot", 1, 3)
+        bench.devices.pull("disk")
+        assert [d["bus_id"] for d in (await line.hear())["data"]] == ["1-1", "1-3"]
+        bench.devices.plug("disk")
+        again = await line.hear()
+        assert (again["revision"], len(again["data"])) == (3, 3)
+        assert again["data"][1]["devnum"] > start["data"][1]["devnum"]
+
+
+async def test_a_quiet_watch_pings(bench: Running) -> None:
+    async with talk(bench) as line:
+        await line.ask(b'{"command":"watch","v":1}\n')
+        assert await line.hear() == {"event": "ping"}
+
+
+async def test_a_half_closed_client_still_gets_its_answer(bench: Running) -> None:
+    async with talk(bench) as line:
+        line.writer.write(b'{"command":"attach","bus":"1-1"}')
+        line.writer.write_eof()
+        assert (await line.hear())["status"] == "success"
+        assert await line.at_end()
+
+
+# -- bad input ----------------------------------------------------------------------------------
+
+BAD = [
+    b"hello\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"{not json}\n",
+    b'{"command":"list"\n',
+    b"[" * 100 + b"\n",
+    b'{"a":' * 100,
+    b'{"command":"list","colour":"red"}\n',
+    b'{"command":"fly"}\n',
+    b'{"command":7}\n',
+    b'{"command":"find","id":["x"]}\n',
+    b'{"command":"\xff\xfe"}\n',
+    b"\xff\xfe\n",
+    b"\x00" * 100 + b"\n",
+    b'{"command":"list","v":99}\n',
+    b'{"command":"attach","bus":"../../x"}\n',
+    b'{"command":"attach","bus":"-r evil"}\n',
+    b'{"command":"attach","bus":"' + b"9" * 300 + b'"}\n',
+]
+
+
+@pytest.mark.parametrize("data", BAD)
+async def test_bad_input_gets_one_clear_error_and_disturbs_nobody(
+    bench: Running, data: bytes
+) -> None:
+    async with talk(bench) as watcher, talk(bench) as line:
+        await watcher.ask(b'{"command":"watch","v":1}\n')
+        reply = await line.ask(data)
+        assert reply["status"] in ("error", "not_found")
+        assert reply["message"].isprintable()
+        bench.devices.pull("disk")
+        assert len((await watcher.hear())["data"]) == 2
+
+
+async def test_a_mistake_does_not_end_the_connection(bench: Running) -> None:
+    async with talk(bench) as line:
+        assert (await line.ask(b'{"command":"fly","v":1}\n'))["code"] == "invalid_request"
+        assert (await line.ask(b'{"command":"info","v":1}\n'))["status"] == "success"
+
+
+async def test_ten_megabytes_without_newline_get_an_error_line(bench: Running) -> None:
+    async with talk(bench) as line:
+        writing = asyncio.create_task(line.say(b'{"command":"' + b"x" * 10_000_000))
+        assert "longer than" in (await line.hear())["message"]
+        await writing
+        line.writer.write_eof()
+        assert await line.at_end()
+
+
+async def test_half_a_request_then_silence(bench: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT", 0.2)
+    async with talk(bench) as line:
+        reply = await line.ask(b'{"command":"li')
+        assert "no complete request" in reply["message"]
+        assert await line.at_end()
+
+
+async def test_half_a_request_then_the_end(bench: Running) -> None:
+    async with talk(bench) as line:
+        line.writer.write(b'{"command":"li')
+        line.writer.write_eof()
+        assert "incomplete" in (await line.hear())["message"]
+
+
+async def test_a_thousand_idle_connections(bench: Running) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    address = (HOST, bench.control.port)
+    idle = await asyncio.to_thread(lambda: [socket.create_connection(address) for _ in range(1000)])
+    try:
+        async with talk(bench) as line:
+            assert (await line.ask(b'{"command":"list"}'))["status"] == "success"
+    finally:
+        for connection in idle:
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_beyond_the_limit_the_longest_idle_gives_way(
+    bench: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS_PER_ADDRESS", 3)
+    async with talk(bench) as watcher, talk(bench) as first, talk(bench) as second:
+        await watcher.ask(b'{"command":"watch","v":1}\n')
+        async with talk(bench) as newest:
+            assert (await newest.ask(b'{"command":"info"}'))["status"] == "success"
+            assert await first.at_end()
+            assert (await second.ask(b'{"command":"info"}'))["status"] == "success"
+            bench.devices.pull("disk")
+            assert len((await watcher.hear())["data"]) == 2
+
+
+async def test_a_watcher_that_never_reads_costs_bounded_memory_and_delays_nobody(
+    bench: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "WRITE_LIMIT", 4096)
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.connect((HOST, bench.control.port))
+    with deaf:
+        deaf.sendall(b'{"command":"watch","v":1}\n')
+        async with talk(bench) as watcher:
+            revision = (await watcher.ask(b'{"command":"watch","v":1}\n'))["revision"]
+            for _ in range(3000):
+                bench.devices.pull("disk")
+                bench.devices.plug("disk")
+                bench.control.refresh()
+            await eventually(lambda: bench.control.snapshot.revision > revision)
+            newest = bench.control.snapshot.revision
+            while (await watcher.hear()).get("revision") != newest:
+                pass
+        pending = [c._transport.get_write_buffer_size() for c in bench.control._watchers]
+        assert max(pending, default=0) < 100_000
+
+
+async def test_hostile_device_strings_travel_as_one_printable_line(bench: Running) -> None:
+    (device, *_) = bench.devices.list_devices()
+    hostile = type(device)(**{**device.model_dump(), "description": "\x1b[31m\n" + "A" * 65536})
+    line = protocol.encode({"data": protocol.device_json(hostile)})
+    assert line.count(b"\n") == 1
+    assert b"\x1b" not in line
+    assert len(line) < 2000
