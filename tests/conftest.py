@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -36,9 +36,9 @@ def nothing_leaks() -> Iterator[None]:
 
 def _descriptors() -> dict[str, str]:
     found = {}
-    for fd in os.listdir("/proc/self/fd"):
+    for fd in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+            found[fd.name] = str(fd.readlink())
     return found
 
 
@@ -58,12 +58,16 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running_server(*kinds: str, name: str = "bench") -> AsyncIterator[Running]:
+async def running_server(
+    *kinds: str,
+    times: exporter.Times = exporter.Times(),
+    limits: server.Limits = server.Limits(),
+) -> AsyncIterator[Running]:
     devices = VirtualDevices(*kinds)
-    export = exporter.Exporter(devices, devices)
+    export = exporter.Exporter(devices, devices, times)
     await export.start([HOST], 0)
-    info = protocol.Info(id="0" * 31 + "1", name=name, version="3", usbip_port=export.port)
-    control = server.ControlServer(devices, devices, export, info)
+    info = protocol.Info(id="0" * 31 + "1", name="bench", version="3", usbip_port=export.port)
+    control = server.ControlServer(devices, devices, export, info, limits)
     export.on_change = control.refresh
     await control.start([HOST], 0)
     try:
@@ -84,5 +88,5 @@ async def eventually(condition: object, timeout: float = 5.0) -> None:
     """Wait until something that has no event of its own becomes true."""
     assert callable(condition)
     async with asyncio.timeout(timeout):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the point of this function
             await asyncio.sleep(0.005)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 import pytest
 from usbip import protocol as reference
 
-from tests.conftest import HOST, Running, eventually
+from tests.conftest import HOST, Running, eventually, running_server
 from usb_remote import errors, exporter, virtual
 from usb_remote.model import BusId, Device, Holder, State
 
@@ -65,24 +66,22 @@ async def test_a_second_client_never_steals(bench: Running) -> None:
     with await import_it(bench, SERIAL):
         with pytest.raises(reference.core.NotFound, match="status 2"):
             await import_it(bench, SERIAL)
-        with pytest.raises(errors.Busy, match="in use by 127.0.0.1 since"):
+        with pytest.raises(errors.Busy, match=r"in use by 127\.0\.0\.1 since"):
             await bench.exporter.reserve(device(bench, SERIAL), BOB)
         with pytest.raises(errors.Busy):
             await bench.exporter.release(device(bench, SERIAL), BOB.address)
         assert device(bench, SERIAL).state is State.IN_USE
 
 
-async def test_a_reservation_keeps_others_out_until_it_expires(
-    bench: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporter, "RESERVATION", 0.3)
-    await bench.exporter.reserve(device(bench, SERIAL), BOB)
-    with pytest.raises(errors.Busy, match="bob@pc2"):
+async def test_a_reservation_keeps_others_out_until_it_expires() -> None:
+    async with running_server("serial", times=exporter.Times(reservation=0.3)) as bench:
+        await bench.exporter.reserve(device(bench, SERIAL), BOB)
+        with pytest.raises(errors.Busy, match="bob@pc2"):
+            await bench.exporter.reserve(device(bench, SERIAL), ANN)
+        with pytest.raises(reference.core.NotFound, match="status 2"):
+            await import_it(bench, SERIAL)
+        await eventually(lambda: device(bench, SERIAL).state is State.AVAILABLE)
         await bench.exporter.reserve(device(bench, SERIAL), ANN)
-    with pytest.raises(reference.core.NotFound, match="status 2"):
-        await import_it(bench, SERIAL)
-    await eventually(lambda: device(bench, SERIAL).state is State.AVAILABLE)
-    await bench.exporter.reserve(device(bench, SERIAL), ANN)
 
 
 async def test_a_client_may_give_its_reservation_back(bench: Running) -> None:
@@ -136,18 +135,15 @@ async def test_what_is_not_there_is_not_found(bench: Running, bus_id: str) -> No
         b"",
     ],
 )
-async def test_a_malformed_handshake_ends_only_itself(
-    bench: Running, data: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporter, "HANDSHAKE_TIMEOUT", 0.2)
-    with await import_it(bench, DISK), socket.create_connection((HOST, bench.exporter.port)) as bad:
-        bad.sendall(data)
-        bad.settimeout(10)
-        try:
-            assert await asyncio.to_thread(bad.recv, 1) == b""
-        except ConnectionResetError:
-            pass
-        assert device(bench, DISK).state is State.IN_USE
+async def test_a_malformed_handshake_ends_only_itself(data: bytes) -> None:
+    async with running_server("disk", times=exporter.Times(handshake=0.2)) as bench:
+        address = (HOST, bench.exporter.port)
+        with await import_it(bench, DISK), socket.create_connection(address) as bad:
+            bad.sendall(data)
+            bad.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.to_thread(bad.recv, 1) == b""
+            assert device(bench, DISK).state is State.IN_USE
 
 
 async def test_many_silent_connections_do_not_keep_others_out(bench: Running) -> None:

@@ -7,13 +7,14 @@ import json
 import resource
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
-from tests.conftest import HOST, Running, eventually
+from tests.conftest import HOST, Running, eventually, running_server
 from usb_remote import protocol, server
+from usb_remote.virtual import KINDS
 
 
 class Line:
@@ -48,10 +49,8 @@ async def talk(bench: Running) -> AsyncIterator[Line]:
         yield Line(reader, writer)
     finally:
         writer.close()
-        try:
+        with suppress(ConnectionError):
             await writer.wait_closed()
-        except ConnectionError:
-            pass
 
 
 async def test_a_list_of_2x_has_exactly_the_keys_of_2x(bench: Running) -> None:
@@ -177,9 +176,9 @@ async def test_ten_megabytes_without_newline_get_an_error_line(bench: Running) -
         assert await line.at_end()
 
 
-async def test_half_a_request_then_silence(bench: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "REQUEST_TIMEOUT", 0.2)
-    async with talk(bench) as line:
+async def test_half_a_request_then_silence() -> None:
+    limits = server.Limits(request_timeout=0.2)
+    async with running_server(limits=limits) as bench, talk(bench) as line:
         reply = await line.ask(b'{"command":"li')
         assert "no complete request" in reply["message"]
         assert await line.at_end()
@@ -206,41 +205,44 @@ async def test_a_thousand_idle_connections(bench: Running) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_beyond_the_limit_the_longest_idle_gives_way(
-    bench: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS_PER_ADDRESS", 3)
-    async with talk(bench) as watcher, talk(bench) as first, talk(bench) as second:
+async def test_beyond_the_limit_the_longest_idle_gives_way() -> None:
+    limits = server.Limits(connections_per_address=3)
+    async with (
+        running_server("disk", limits=limits) as bench,
+        talk(bench) as watcher,
+        talk(bench) as first,
+        talk(bench) as second,
+    ):
         await watcher.ask(b'{"command":"watch","v":1}\n')
         async with talk(bench) as newest:
             assert (await newest.ask(b'{"command":"info"}'))["status"] == "success"
             assert await first.at_end()
             assert (await second.ask(b'{"command":"info"}'))["status"] == "success"
             bench.devices.pull("disk")
-            assert len((await watcher.hear())["data"]) == 2
+            assert (await watcher.hear())["data"] == []
 
 
-async def test_a_watcher_that_never_reads_costs_bounded_memory_and_delays_nobody(
-    bench: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "WRITE_LIMIT", 4096)
-    deaf = socket.socket()
-    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    deaf.connect((HOST, bench.control.port))
-    with deaf:
-        deaf.sendall(b'{"command":"watch","v":1}\n')
-        async with talk(bench) as watcher:
-            revision = (await watcher.ask(b'{"command":"watch","v":1}\n'))["revision"]
+async def test_a_watcher_that_never_reads_costs_bounded_memory_and_delays_nobody() -> None:
+    limits = server.Limits(unread_bytes=4096)
+    async with running_server(*KINDS, limits=limits) as bench, talk(bench) as watcher:
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((HOST, bench.control.port))
+        with deaf:
+            deaf.sendall(b'{"command":"watch","v":1}\n')
+            await watcher.ask(b'{"command":"watch","v":1}\n')
+            await eventually(lambda: len(bench.control._watchers) == 2)
             for _ in range(3000):
                 bench.devices.pull("disk")
                 bench.devices.plug("disk")
                 bench.control.refresh()
-            await eventually(lambda: bench.control.snapshot.revision > revision)
             newest = bench.control.snapshot.revision
+            assert newest > 3000
             while (await watcher.hear()).get("revision") != newest:
                 pass
-        pending = [c._transport.get_write_buffer_size() for c in bench.control._watchers]
-        assert max(pending, default=0) < 100_000
+            pending = [c._transport.get_write_buffer_size() for c in bench.control._watchers]
+            assert len(pending) == 2
+            assert max(pending) < 100_000
 
 
 async def test_hostile_device_strings_travel_as_one_printable_line(bench: Running) -> None:

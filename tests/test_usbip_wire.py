@@ -36,7 +36,7 @@ def read_by_reference(reply: bytes, read: Any) -> Any:
     """Let the library's own client read our bytes."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        sender = threading.Thread(target=lambda: (ours.sendall(reply), ours.shutdown(1)))
+        sender = threading.Thread(target=ours.sendall, args=(reply,))
         sender.start()
         try:
             return read(theirs)
@@ -66,11 +66,13 @@ def test_a_refusal_carries_no_record() -> None:
 
 @given(st.binary(min_size=8, max_size=8), st.binary(min_size=32, max_size=32))
 def test_any_handshake_is_a_request_or_a_clear_error(header: bytes, body: bytes) -> None:
+    said = ""
     try:
         size = usbip_wire.body_size(header)
         usbip_wire.parse_request(header, body[:size])
     except errors.InvalidRequest as error:
-        assert error.message.isprintable()
+        said = error.message
+    assert said == "" or said.isprintable()
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,6 @@ RANGE_TIMEOUT = 1.0
 USABLE_TIMEOUT = 15.0
 """Seconds until the drivers must have made their nodes; after that there may be none."""
 RECONNECT = 2.0
-"""Seconds before a watch asks a lost server again."""
 
 
 class Importer(Protocol):
@@ -114,6 +113,7 @@ class Client:
         browse: looks for servers by mDNS once; may fail, which is a warning.
         importer: imports devices here.
         wait_until_usable: local bus id, seconds -> device nodes.
+        reconnect: seconds before a watch asks a lost server again.
 
     """
 
@@ -123,15 +123,17 @@ class Client:
         browse: Browse,
         importer: Importer,
         wait_until_usable: Callable[[str, float], Awaitable[tuple[str, ...]]],
+        reconnect: float = RECONNECT,
     ) -> None:
         self._config = config
         self._browse = browse
         self._importer = importer
         self._wait_until_usable = wait_until_usable
+        self._reconnect = reconnect
 
     # -- finding
 
-    async def listings(self, host: str | None = None) -> AsyncIterator[Listing | Failure]:
+    async def listings(self, host: str | None = None) -> AsyncGenerator[Listing | Failure, None]:
         """Each server's answer, as it arrives; the same server under two addresses once."""
         answers: asyncio.Queue[Listing | Failure | None] = asyncio.Queue()
         asking = asyncio.create_task(self._ask_all(host, answers))
@@ -143,6 +145,7 @@ class Client:
                 elif not any(is_same_server(answer.server, server) for server in shown):
                     shown.append(answer.server)
                     yield answer
+            await asking
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
@@ -166,11 +169,16 @@ class Client:
     async def _ask_all(
         self, host: str | None, answers: asyncio.Queue[Listing | Failure | None]
     ) -> None:
+        tasks: list[asyncio.Task[None]] = []
         try:
-            async with asyncio.TaskGroup() as group:
-                async for candidate in self._candidates(host):
-                    group.create_task(self._ask(candidate, answers))
+            async for candidate in self._candidates(host):
+                tasks.append(asyncio.create_task(self._ask(candidate, answers)))
+            for task in tasks:
+                await task
         finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             answers.put_nowait(None)
 
     async def _candidates(self, host: str | None) -> AsyncIterator[_Candidate]:
@@ -359,7 +367,7 @@ class Client:
             for server in merge([*self._config.configured_servers, *local]):
                 group.create_task(self._follow(server, changes, owners, server not in local))
             async for server in found:
-                key = f"{server.id} {server.addresses}"
+                key = f"{server.id} {sorted(server.addresses)}"
                 if key not in tasks or tasks[key].done():
                     tasks[key] = group.create_task(self._follow(server, changes, owners, False))
 
@@ -388,7 +396,7 @@ class Client:
                 loud = False
                 if owners.get(told.id or told.name) is server:
                     del owners[told.id or told.name]
-            await asyncio.sleep(RECONNECT)
+            await asyncio.sleep(self._reconnect)
 
     async def _listings_of(self, server: Server) -> AsyncIterator[tuple[Server, Listing]]:
         async with await connect(server, self._config.timeout) as connection:
@@ -401,6 +409,10 @@ class Client:
 async def _list(connection: Connection) -> Listing:
     reply = await connection.request(protocol.ListRequest())
     devices = protocol.parse_devices(reply.data)
+    if reply.server and connection.server.id not in (None, reply.server.id):
+        raise errors.Unreachable(
+            f"{connection.server.name}: another server answers at {connection.address}"
+        )
     server = _named(protocol.server_of(reply.server, connection.server), reply.server)
     addresses = dict.fromkeys((connection.address, *server.addresses))
     return Listing(

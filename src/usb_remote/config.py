@@ -6,6 +6,7 @@ with file, line and key. Writing keeps the user's comments.
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import os
 import re
@@ -259,25 +260,31 @@ def set_timeout(path: Path, timeout: float) -> None:
 def _change(path: Path, change: Any) -> None:
     """Change a file in place: comments and order stay, and it is never half written."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
 
     yaml = YAML()
     yaml.preserve_quotes = True
-    if path.is_file():
-        load(path)
-    data = (_parse(path) if path.is_file() else None) or yaml.load("{}\n")
-    if not data:
-        data = yaml.map()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    load(path if text else None)
+    parsed = _parse(path) if text else None
+    only_comments = parsed is None
+    data: Any = CommentedMap() if only_comments else parsed
     if data.get("servers", ...) is None:
         del data["servers"]
     change(data)
+    with io.StringIO() as out:
+        yaml.dump(data, out)
+        _replace(path, text * only_comments + out.getvalue())
+
+
+def _replace(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            yaml.dump(data, file)
-        if path.exists():
-            Path(file.name).chmod(path.stat().st_mode & 0o777)
-        else:
-            Path(file.name).chmod(0o644)
+            file.write(text)
+        Path(file.name).chmod(mode)
         Path(file.name).replace(path.resolve())
     except OSError as error:
         raise errors.ConfigError(f"{path}: cannot be written: {error.strerror}") from None

@@ -19,6 +19,9 @@ from typing import Self
 from usb_remote import errors, protocol
 from usb_remote.model import Server
 
+HEAD_START = 0.1
+"""Seconds that the first of several addresses has for itself."""
+
 
 class Connection:
     """An open connection; use :func:`connect` to make one.
@@ -149,9 +152,18 @@ _Streams = tuple[str, asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def _first(hosts: list[str], port: int) -> _Streams:
-    """The first connection that stands; the others are dropped. Raises the last OSError."""
-    pending = {asyncio.create_task(_open(a, port)) for h in hosts for a in await _resolve(h)}
-    failure: BaseException = OSError("no address known")
+    """The first connection that stands; the others are dropped. Raises the last OSError.
+
+    The first address has a head start: it is where the server was heard, while another of its
+    addresses (172.17.0.1 of a container bridge) may be one of our own.
+    """
+    addresses = [a for answer in [await _resolve(host) for host in hosts] for a in answer]
+    delays = [0.0, *[HEAD_START] * (len(addresses) - 1)]
+    pending = {
+        asyncio.create_task(_open(address, port, delay))
+        for address, delay in zip(addresses, delays, strict=False)
+    }
+    failure: BaseException = socket.gaierror("no such host")
     try:
         while pending:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -174,13 +186,14 @@ async def _drop(tasks: set[asyncio.Task[_Streams]]) -> None:
             result[2].close()
 
 
-async def _open(address: str, port: int) -> _Streams:
+async def _open(address: str, port: int, delay: float) -> _Streams:
+    await asyncio.sleep(delay)
     reader, writer = await asyncio.open_connection(address, port, limit=protocol.MAX_REPLY)
     return address, reader, writer
 
 
 async def _resolve(host: str) -> list[str]:
-    """IP addresses of a host; an address is its own.
+    """IP addresses of a host, none if there is no such host; an address is its own.
 
     The look-up has a daemon thread of its own: a dead DNS server must not hold up our exit, as it
     would in asyncio's pool, which is joined.
@@ -206,12 +219,8 @@ def _look_up(host: str, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[
 
 
 def _settle(answer: asyncio.Future[list[str]], found: list[str]) -> None:
-    if answer.done():
-        return
-    if found:
+    if not answer.done():
         answer.set_result(found)
-    else:
-        answer.set_exception(socket.gaierror("no such host"))
 
 
 def _reason(error: OSError) -> str:

@@ -25,16 +25,27 @@ from usb_remote.usbip_wire import Record, Status
 
 log = logging.getLogger(__name__)
 
-HANDSHAKE_TIMEOUT = 5.0
-"""Seconds for the 8 or 40 bytes of a request to arrive."""
 MAX_HANDSHAKES = 64
 """Connections that are being read at a time; older ones give way to newer ones."""
-RESERVATION = 15.0
-"""Seconds between our `attach` reply and the client's `usbip attach`."""
-GRACE = 2.0
-"""Seconds a device stays bound after its session, for the same client to come back."""
-RESET_TIMEOUT = 5.0
-"""Seconds that the kernel may take to reset a device after a session."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long things may take, in seconds.
+
+    Attributes:
+        handshake: for the 8 or 40 bytes of a request to arrive.
+        reservation: between our `attach` reply and the client's `usbip attach`.
+        grace: that a device stays bound after its session, for the same client to come back.
+        reset: that the kernel may take to reset a device after a session.
+
+    """
+
+    handshake: float = 5.0
+    reservation: float = 15.0
+    grace: float = 2.0
+    reset: float = 5.0
+
 
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 3, 1, 5
 USER_TIMEOUT_MS = 8000
@@ -56,8 +67,8 @@ class ExportHost(Protocol):
     def list_bound(self) -> list[BusId]: ...
     async def bind(self, bus_id: BusId) -> None: ...
     async def unbind(self, bus_id: BusId) -> None: ...
-    def export(self, bus_id: BusId, fd: int) -> None: ...
-    def release(self, bus_id: BusId) -> None: ...
+    async def export(self, bus_id: BusId, fd: int) -> None: ...
+    async def release(self, bus_id: BusId) -> None: ...
     async def wait_free(self, bus_id: BusId, timeout: float) -> None: ...
 
 
@@ -83,6 +94,7 @@ class Exporter:
     Args:
         source: which devices there are, asked afresh at each decision.
         host: binds and exports them.
+        times: how long things may take.
 
     Attributes:
         on_change: called when the holder of a device has changed.
@@ -90,11 +102,12 @@ class Exporter:
 
     """
 
-    def __init__(self, source: DeviceSource, host: ExportHost) -> None:
+    def __init__(self, source: DeviceSource, host: ExportHost, times: Times = Times()) -> None:
         self.on_change: Callable[[], None] = lambda: None
         self.port = 0
         self._source = source
         self._host = host
+        self._times = times
         self._leases: dict[BusId, _Lease] = {}
         self._ends: dict[int, BusId] = {}
         self._epoll = select.epoll()
@@ -121,7 +134,8 @@ class Exporter:
         loop.add_reader(self._epoll.fileno(), self._on_ends)
         for bus_id in self._host.list_bound():
             log.warning("%s was still bound; giving it back to its driver", bus_id)
-            self._host.release(bus_id)
+            await self._host.release(bus_id)
+            await self._host.wait_free(bus_id, self._times.reset)
             await self._host.unbind(bus_id)
 
     async def stop(self) -> None:
@@ -206,7 +220,7 @@ class Exporter:
         lease.stop_timer()
         lease.holder = holder
         loop = asyncio.get_running_loop()
-        lease.timer = loop.call_later(RESERVATION, self._later, self._expire, bus_id)
+        lease.timer = loop.call_later(self._times.reservation, self._later, self._expire, bus_id)
         self.on_change()
 
     # -- what arrives on the USB/IP port
@@ -229,7 +243,7 @@ class Exporter:
 
     async def _handshake(self, connection: socket.socket, address: str) -> None:
         try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+            async with asyncio.timeout(self._times.handshake):
                 request = await _read_request(connection)
             if isinstance(request, usbip_wire.ImportRequest):
                 await self._import(connection, request.bus_id, address)
@@ -242,7 +256,7 @@ class Exporter:
         shared = [d for d in self._source.list_devices() if d.state is not State.PROTECTED]
         records = [r for d in shared if (r := self._source.record(d.bus_id))]
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+        async with asyncio.timeout(self._times.handshake):
             await loop.sock_sendall(connection, usbip_wire.pack_devlist(records))
 
     async def _import(self, connection: socket.socket, bus_id: BusId, address: str) -> None:
@@ -270,7 +284,7 @@ class Exporter:
         if record is None:
             raise errors.NotFound(f"{bus_id} has just been unplugged")
         _make_mortal(connection)
-        self._host.export(bus_id, connection.fileno())
+        await self._host.export(bus_id, connection.fileno())
         self._begin_session(connection, bus_id, lease, address)
         return record
 
@@ -304,7 +318,7 @@ class Exporter:
             await self._end(bus_id, lease)
             lease.stop_timer()
             loop = asyncio.get_running_loop()
-            lease.timer = loop.call_later(GRACE, self._later, self._expire, bus_id)
+            lease.timer = loop.call_later(self._times.grace, self._later, self._expire, bus_id)
 
     async def _end(self, bus_id: BusId, lease: _Lease) -> None:
         """Close a session and wait for the kernel to have the device ready again."""
@@ -314,8 +328,8 @@ class Exporter:
         with contextlib.suppress(KeyError, OSError):  # not there if its end woke us
             del self._ends[session.fileno()]
             self._epoll.unregister(session.fileno())
-        self._host.release(bus_id)
-        await self._host.wait_free(bus_id, RESET_TIMEOUT)
+        await self._host.release(bus_id)
+        await self._host.wait_free(bus_id, self._times.reset)
         session.close()
         lease.session = lease.holder = None
         log.info("%s is free again (was with %s)", bus_id, holder)

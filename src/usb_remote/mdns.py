@@ -223,16 +223,17 @@ async def browse_for_ever() -> AsyncIterator[Server]:
 
     Without multicast there is one warning, and the wait goes on.
     """
-    known: dict[str | None, Server] = {}
+    known: dict[str | None, set[str]] = {}
+    warned = False
     for interval in _intervals():
         try:
             async for server in browse(interval):
-                if known.get(server.id) != server:
-                    known[server.id] = server
+                if known.get(server.id) != set(server.addresses):
+                    known[server.id] = set(server.addresses)
                     yield server
         except OSError as error:
-            log.log(logging.DEBUG if known.get("") else logging.WARNING, "no mDNS: %s", error)
-            known[""] = Server(name="warned")
+            log.log(logging.DEBUG if warned else logging.WARNING, "no mDNS: %s", error)
+            warned = True
             await asyncio.sleep(interval)
 
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from usb_remote import errors, protocol
@@ -19,17 +20,31 @@ from usb_remote.model import Device, Holder, Match, Query, Server, Snapshot, sel
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 4096
-"""Control connections in all; beyond that the one that is idle for longest gives way."""
-MAX_CONNECTIONS_PER_ADDRESS = 2048
-REQUEST_TIMEOUT = 10.0
-"""Seconds for a request to arrive, from the connection or from its first byte."""
-IDLE_TIMEOUT = 300.0
-"""Seconds that a connection may be quiet between two requests."""
-LINGER_BYTES, LINGER_SECONDS = 32 * 1024 * 1024, 3.0
-"""How much of a bad request is read away so that its sender gets to see the error line."""
-WRITE_LIMIT = 1024 * 1024
-"""Bytes that a connection may leave unread before it gets nothing more."""
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client, or a thousand, may cost this server.
+
+    Attributes:
+        connections: control connections in all; beyond that the longest idle one gives way.
+        connections_per_address: the same for one address.
+        request_timeout: seconds for a request to arrive, from the connection or its first byte.
+        idle_timeout: seconds that a connection may be quiet between two requests.
+        linger_bytes, linger_seconds: how much of a bad request is read away, so that its sender
+            gets to see the error line.
+        unread_bytes: what a connection may leave unread before it gets nothing more.
+
+    """
+
+    connections: int = 4096
+    connections_per_address: int = 2048
+    request_timeout: float = 10.0
+    idle_timeout: float = 300.0
+    linger_bytes: int = 32 * 1024 * 1024
+    linger_seconds: float = 3.0
+    unread_bytes: int = 1024 * 1024
+
+
 DEAD_PEER_MS = 10_000
 """TCP_USER_TIMEOUT of control connections: a watcher that vanished is forgotten."""
 
@@ -49,13 +64,20 @@ class ControlServer:
         wakeup: says when they may have changed.
         exporter: says who holds them, and is started and stopped by whoever made it.
         info: who we are.
+        limits: what clients may cost.
 
     """
 
     def __init__(
-        self, source: DeviceSource, wakeup: Wakeup, exporter: Exporter, info: protocol.Info
+        self,
+        source: DeviceSource,
+        wakeup: Wakeup,
+        exporter: Exporter,
+        info: protocol.Info,
+        limits: Limits = Limits(),
     ) -> None:
         self.info = info
+        self.limits = limits
         self.snapshot = Snapshot()
         self.port = 0
         self._source = source
@@ -193,6 +215,10 @@ class ControlServer:
         except errors.UsbRemoteError as error:
             log.info("%s for %s: %s", request.command, address, error)
             return protocol.failure(error, legacy=request.legacy)
+        except OSError as error:
+            log.exception("%s for %s", request.command, address)
+            fault = errors.SystemFault(f"{request.command} failed on the server: {error}")
+            return protocol.failure(fault, legacy=request.legacy)
         data = protocol.device_json(device, legacy=request.legacy)
         return protocol.success(data, request, self.info)
 
@@ -236,9 +262,9 @@ class ControlServer:
         """Keep within the limits by closing those that say nothing, the oldest first."""
         self._connections[connection] = None
         peers = [c for c in self._connections if c.address == connection.address]
-        if len(peers) > MAX_CONNECTIONS_PER_ADDRESS:
+        if len(peers) > self.limits.connections_per_address:
             self._close_one(peers)
-        elif len(self._connections) > MAX_CONNECTIONS:
+        elif len(self._connections) > self.limits.connections:
             self._close_one(list(self._connections))
 
     def _close_one(self, connections: list[_Connection]) -> None:
@@ -257,6 +283,7 @@ class _Connection(asyncio.Protocol):
         self.address = ""
         self.watches = False
         self._server = server
+        self._limits = server.limits
         self._framer = protocol.RequestFramer()
         self._waiting: list[bytes] = []
         self._paused = False
@@ -272,10 +299,10 @@ class _Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self.address = str(transport.get_extra_info("peername")[0]).removeprefix("::ffff:")
-        transport.set_write_buffer_limits(high=WRITE_LIMIT)
+        transport.set_write_buffer_limits(high=self._limits.unread_bytes)
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
-        self._deadline(REQUEST_TIMEOUT)
+        self._deadline(self._limits.request_timeout)
         self._server.admit(self)
 
     def data_received(self, data: bytes) -> None:
@@ -290,7 +317,7 @@ class _Connection(asyncio.Protocol):
             self._reject(error, data)
             return
         if self._framer.pending:
-            self._deadline(REQUEST_TIMEOUT)
+            self._deadline(self._limits.request_timeout)
 
     def eof_received(self) -> bool:
         """Whether to keep our half open: yes, while an answer or a watch is under way."""
@@ -321,7 +348,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(line)
         if self._full and not self.watches:
             self._transport.pause_reading()
-        self._deadline(IDLE_TIMEOUT)
+        self._deadline(self._limits.idle_timeout)
 
     def push(self, line: bytes) -> None:
         """Send a snapshot; one that is not read in time is replaced by the next."""
@@ -361,8 +388,8 @@ class _Connection(asyncio.Protocol):
         self._transport.write(protocol.failure(error, legacy=protocol.is_legacy_line(data)))
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        self._linger_left = LINGER_BYTES
-        self._deadline(LINGER_SECONDS)
+        self._linger_left = self._limits.linger_bytes
+        self._deadline(self._limits.linger_seconds)
 
     def _discard(self, size: int) -> None:
         self._linger_left -= size
@@ -382,7 +409,8 @@ class _Connection(asyncio.Protocol):
         if self.watches or self._paused:
             return
         if self._framer.pending and not self._linger_left:
-            self._transport.write(_failed(f"no complete request within {REQUEST_TIMEOUT:g} s"))
+            limit = f"{self._limits.request_timeout:g} s"
+            self._transport.write(_failed(f"no complete request within {limit}"))
         self._transport.close()
 
 

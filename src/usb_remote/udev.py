@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from math import inf
 from pathlib import Path
 
 import pyudev
@@ -20,8 +21,12 @@ from usb_remote.usbip_wire import SPEEDS, Record, interfaces_of
 
 SYSFS = Path("/sys")
 HUB_CLASS = "09"
-SETTLE = 1.0
-"""Seconds without any event after which an interface that has no driver will not get one."""
+SETTLE, SLOW_SETTLE = 1.0, 3.0
+"""Seconds without any event after which an interface without a driver will not get one, and one
+whose driver has made no node will not get that (a Bluetooth adapter never does)."""
+MASS_STORAGE, CDC_DATA = "08", "0a"
+"""bInterfaceClass (usb.org/defined-class-codes). A disk may take many seconds to spin up; the data
+interface of a serial port only helps the other one (USB CDC 1.2, 3.3.1)."""
 
 Describe = Callable[[str], str | None]
 ProtectedBy = Callable[[Iterable[Path]], dict[Path, str]]
@@ -207,50 +212,39 @@ async def wait_until_usable(bus_id: str, timeout: float) -> tuple[str, ...]:
     """Wait until the drivers have made the device's nodes, and list them, best first.
 
     Ready is when each interface has a driver that has made what it makes (a disk its block device,
-    a serial adapter its tty …), or when udev has been quiet for SETTLE seconds.
+    a serial adapter its tty …), or when udev has been quiet for so long that nothing will come.
     """
     monitor = Monitor()
-    deadline = asyncio.get_running_loop().time() + timeout
-    while not _is_ready(bus_id):
-        left = deadline - asyncio.get_running_loop().time()
-        waiting = _is_waiting_for_driver(bus_id)
-        if left <= 0 or not (
-            await wait_for_change(monitor, left if waiting else min(left, SETTLE))
-        ):
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while (patience := _patience(bus_id)) > 0:
+        left = deadline - loop.time()
+        if left <= 0 or not await wait_for_change(monitor, min(left, patience)):
             break
     return list_nodes(bus_id)
 
 
-def _is_ready(bus_id: str) -> bool:
-    interfaces = _interface_paths(bus_id)
-    return bool(interfaces) and all(_has_driver(i) and _is_served(i) for i in interfaces)
+def _patience(bus_id: str) -> float:
+    """Seconds of silence after which the device is as ready as it gets; 0 if it is ready."""
+    interfaces = sorted((SYSFS / "bus/usb/devices" / bus_id).glob(f"{bus_id}:*"))
+    return max(map(_interface_patience, interfaces), default=inf)
 
 
-def _is_waiting_for_driver(bus_id: str) -> bool:
-    """Whether more must come: no interface yet, or one whose driver is still busy."""
-    interfaces = _interface_paths(bus_id)
-    return not interfaces or any(_has_driver(i) and not _is_served(i) for i in interfaces)
+def _interface_patience(interface: Path) -> float:
+    kind = _text(interface / "bInterfaceClass")
+    if not (interface / "driver").exists():
+        return SETTLE
+    if kind == CDC_DATA or _is_served(interface, kind):
+        return 0
+    return inf if kind == MASS_STORAGE else SLOW_SETTLE
 
 
-def _interface_paths(bus_id: str) -> list[Path]:
-    return sorted((SYSFS / "bus/usb/devices" / bus_id).glob(f"{bus_id}:*"))
-
-
-def _has_driver(interface: Path) -> bool:
-    return (interface / "driver").exists()
-
-
-def _is_served(interface: Path) -> bool:
-    """Whether the driver has made a device of its own that udev has seen, or never makes one."""
-    made = [d for d in _below(interface) if d.subsystem not in ("usb", "scsi", "scsi_host", "bsg")]
-    if _text(interface / "bInterfaceClass") == "08":
+def _is_served(interface: Path, kind: str) -> bool:
+    """Whether the driver has made a node or a network interface, and udev has seen it."""
+    made = [d for d in _below(interface) if d.device_node or d.subsystem == "net"]
+    if kind == MASS_STORAGE:
         made = [d for d in made if d.subsystem == "block"]
-    return any(d.is_initialized for d in made) or _makes_nothing(interface)
-
-
-def _makes_nothing(interface: Path) -> bool:
-    """A second interface that only helps the first one: CDC data (USB CDC 1.2, 4.6)."""
-    return _text(interface / "bInterfaceClass") == "0a"
+    return bool(made) and all(d.is_initialized for d in made)
 
 
 def _below(path: Path) -> list[pyudev.Device]:

@@ -85,29 +85,47 @@ class Host:
             await asyncio.to_thread(self._bind, bus_id)
 
     def _bind(self, bus_id: BusId) -> None:
+        """The entry first: if there is no module or no free entry, nothing has happened yet."""
         try:
             _write(self._driver / "match_busid", f"add {bus_id}")
+        except OSError as error:
+            raise _bind_failure(bus_id, error) from error
+        try:
             if (self._devices / bus_id / "driver").exists():
                 _write(self._devices / bus_id / "driver/unbind", bus_id)
             _write(self._driver / "bind", bus_id)
         except OSError as error:
-            self._unbind(bus_id)
-            raise errors.SystemFault(f"cannot bind {bus_id}: {_bind_failure(error)}") from error
+            self._probe(bus_id)
+            raise _bind_failure(bus_id, error) from error
 
     async def unbind(self, bus_id: BusId) -> None:
-        """Give the device back to its own driver and forget its bus id."""
+        """Give the device back to its own driver; what was pulled or never bound is left alone."""
         await asyncio.to_thread(self._unbind, bus_id)
 
     def _unbind(self, bus_id: BusId) -> None:
-        # `del` before `unbind`: only so does the kernel free the entry (stub_main.c, 16 in all)
-        _try(self._driver / "match_busid", f"del {bus_id}")
-        if self.is_bound(bus_id):
-            _try(self._driver / "unbind", bus_id)
+        """`unbind`, then at once `rebind`, which also frees the entry of match_busid.
+
+        Nothing else does, and in any other state `rebind` may crash the kernel, so it is written
+        only after an `unbind` that worked; `del` poisons the entry (kernel 6.1, decision 0002).
+        """
+        if not self.is_bound(bus_id):
+            self._probe(bus_id)
+            return
+        with contextlib.suppress(OSError):  # pulled at this very moment
+            _write(self._driver / "unbind", bus_id)
+            if (self._devices / bus_id).exists():
+                _write(self._driver / "rebind", bus_id)
+        self._probe(bus_id)
+
+    def _probe(self, bus_id: BusId) -> None:
+        """See that a device which is there has a driver."""
         if (self._devices / bus_id).exists() and not (self._devices / bus_id / "driver").exists():
             _try(self._bus / "drivers_probe", bus_id)
 
-    def export(self, bus_id: BusId, fd: int) -> None:
+    async def export(self, bus_id: BusId, fd: int) -> None:
         """Hand a connected socket to the kernel: from now on it carries the device.
+
+        The write waits while the kernel resets the device after a session (about 150 ms).
 
         Raises:
             Busy: another socket has it.
@@ -115,15 +133,15 @@ class Host:
 
         """
         try:
-            _write(self._devices / bus_id / "usbip_sockfd", str(fd))
+            await asyncio.to_thread(_write, self._devices / bus_id / "usbip_sockfd", str(fd))
         except OSError as error:
             if self.status(bus_id) == USED:
                 raise errors.Busy(f"{bus_id} is in use") from error
             raise errors.SystemFault(f"cannot export {bus_id}: {error.strerror}") from error
 
-    def release(self, bus_id: BusId) -> None:
+    async def release(self, bus_id: BusId) -> None:
         """End the session, whoever has it; nothing happens if there is none."""
-        _try(self._devices / bus_id / "usbip_sockfd", "-1")
+        await asyncio.to_thread(_try, self._devices / bus_id / "usbip_sockfd", "-1")
 
     def status(self, bus_id: BusId) -> int | None:
         """AVAILABLE, USED, 3 for an error; None while the device is not bound."""
@@ -140,10 +158,13 @@ class Host:
                     await asyncio.sleep(0.02)
 
 
-def _bind_failure(error: OSError) -> str:
-    if error.errno == errno.ENOMEM:
-        return "usbip-host takes at most 16 devices at a time"
-    return f"{error.strerror} ({error.filename})"
+def _bind_failure(bus_id: BusId, error: OSError) -> errors.SystemFault:
+    if error.errno == errno.ENOMEM:  # MAX_BUSID of drivers/usb/usbip/stub.h
+        return errors.SystemFault(
+            f"cannot bind {bus_id}: usbip-host has room for 16 devices, and all are taken",
+            hint="detach one, or if fewer are in use: sudo modprobe -r usbip_host, then modprobe",
+        )
+    return errors.SystemFault(f"cannot bind {bus_id}: {error.strerror} ({error.filename})")
 
 
 def _write(path: Path, text: str) -> None:

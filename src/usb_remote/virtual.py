@@ -111,7 +111,7 @@ class VirtualDevices:
         bus_id = BusId(f"1-{self._kind(kind)[0]}")
         if self._plugged.pop(bus_id, None) is None:
             raise errors.UsageError(f"{kind} is not plugged in")
-        self.release(bus_id)
+        self._end(bus_id)
         self._changed()
 
     def _kind(self, kind: str) -> tuple[int, str, Callable[[], Any]]:
@@ -122,7 +122,7 @@ class VirtualDevices:
     def close(self) -> None:
         """Pull everything and end all threads."""
         for bus_id in list(self._plugged):
-            self.release(bus_id)
+            self._end(bus_id)
         self._plugged.clear()
         os.close(self._wakeup)
 
@@ -164,7 +164,7 @@ class VirtualDevices:
     async def unbind(self, bus_id: BusId) -> None:
         """A program has no driver of its own that waits for it."""
 
-    def export(self, bus_id: BusId, fd: int) -> None:
+    async def export(self, bus_id: BusId, fd: int) -> None:
         """Serve the device on a connected socket whose handshake is done."""
         if bus_id not in self._plugged:
             raise errors.SystemFault(f"cannot export {bus_id}: it is not plugged in")
@@ -185,7 +185,10 @@ class VirtualDevices:
             connection.close()
             self._sessions.pop(bus_id, None)
 
-    def release(self, bus_id: BusId) -> None:
+    async def release(self, bus_id: BusId) -> None:
+        self._end(bus_id)
+
+    def _end(self, bus_id: BusId) -> None:
         session = self._sessions.get(bus_id)
         if session is not None:
             _shut(session[0])

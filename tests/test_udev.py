@@ -1,0 +1,107 @@
+"""Devices from a made-up sysfs; the real one is seen by tests/kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from usb_remote import udev
+from usb_remote.model import BusId, State
+
+CONFIGURATION = bytes([9, 2, 18, 0, 1, 1, 0, 0x80, 50, 9, 4, 0, 0, 2, 8, 6, 0x50, 0])
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> Path:
+    (tmp_path / "bus/usb/devices").mkdir(parents=True)
+    return tmp_path
+
+
+def plug(sysfs: Path, name: str, controller: str = "pci0000:00/usb1", **more: str) -> Path:
+    bus = name.partition("-")[0]
+    values = {
+        "idVendor": "0403", "idProduct": "6001", "busnum": bus, "devnum": "5", "speed": "480",
+        "bcdDevice": "0600", "bDeviceClass": "00", "bDeviceSubClass": "00",
+        "bDeviceProtocol": "00", "bConfigurationValue": "1", "bNumConfigurations": "1", **more,
+    }  # fmt: skip
+    path = sysfs / "devices" / controller / name
+    path.mkdir(parents=True)
+    for key, value in values.items():
+        (path / key).write_text(value + "\n")
+    (path / "descriptors").write_bytes(bytes(18).replace(b"\0", b"\x12", 1) + CONFIGURATION)
+    (sysfs / "bus/usb/devices" / name).symlink_to(path)
+    return path
+
+
+def devices(sysfs: Path, **more: object) -> udev.Devices:
+    return udev.Devices(sysfs=sysfs, describe=lambda path: None, **more)  # type: ignore[arg-type]
+
+
+def test_a_device_is_read_from_sysfs(sysfs: Path) -> None:
+    plug(sysfs, "1-1.4", serial="FT1", manufacturer="FTDI", product="FT232R")
+    (device,) = devices(sysfs).list_devices()
+    assert device.id == "0403:6001:FT1"
+    assert device.description == "FTDI FT232R"
+    assert device.device_name == "/dev/bus/usb/001/005"
+    assert (device.bus, device.port_numbers, device.speed) == (1, (1, 4), 480.0)
+    assert device.classes == ("08/06/50",)
+    assert device.state is State.AVAILABLE
+
+
+def test_interfaces_hubs_and_imported_devices_are_left_out(sysfs: Path) -> None:
+    plug(sysfs, "1-1")
+    plug(sysfs, "1-2", bDeviceClass="09")
+    plug(sysfs, "4-1", controller="platform/vhci_hcd.0/usb4")
+    for name in ("usb1", "1-0:1.0", "1-1:1.0"):
+        (sysfs / "bus/usb/devices" / name).mkdir()
+    assert [d.bus_id for d in devices(sysfs).list_devices()] == ["1-1"]
+
+
+def test_a_device_that_goes_away_while_it_is_read_is_left_out(sysfs: Path) -> None:
+    plug(sysfs, "1-1")
+    (plug(sysfs, "1-2") / "devnum").unlink()
+    (sysfs / "bus/usb/devices/1-3").symlink_to(sysfs / "gone")
+    assert [d.bus_id for d in devices(sysfs).list_devices()] == ["1-1"]
+
+
+def test_no_usb_at_all_is_no_device(tmp_path: Path) -> None:
+    assert devices(tmp_path).list_devices() == ()
+
+
+def test_the_hardware_database_goes_before_the_devices_own_words(sysfs: Path) -> None:
+    plug(sysfs, "1-1", manufacturer="x", product="\x1b[2Jy")
+    asked = []
+
+    def describe(path: str) -> str:
+        asked.append(path)
+        return "Future Technology FT232"
+
+    source = udev.Devices(sysfs=sysfs, describe=describe)
+    for _ in range(3):
+        (device,) = source.list_devices()
+    assert (device.description, device.product) == ("Future Technology FT232", "[2Jy")
+    assert len(asked) == 1
+
+
+def test_what_the_machine_needs_is_protected(sysfs: Path) -> None:
+    stick = plug(sysfs, "1-1")
+    plug(sysfs, "1-2")
+
+    def protected_by(paths: Iterable[Path]) -> dict[Path, str]:
+        assert stick in set(paths)
+        return {stick: "sda1 is mounted at /data"}
+
+    first, second = devices(sysfs, protected_by=protected_by).list_devices()
+    assert (first.state, first.reason) == (State.PROTECTED, "sda1 is mounted at /data")
+    assert second.state is State.AVAILABLE
+
+
+def test_the_record_is_what_the_handshake_needs(sysfs: Path) -> None:
+    path = plug(sysfs, "2-1", speed="5000", bConfigurationValue="")
+    record = devices(sysfs).record(BusId("2-1"))
+    assert record is not None
+    assert (record.path, record.speed, record.bcd_device) == (str(path), 5, 0x600)
+    assert record.interfaces == ((8, 6, 0x50),)
+    assert devices(sysfs).record(BusId("9-9")) is None
