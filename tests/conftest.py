@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from usb_remote import exporter, protocol, server
+from usb_remote import control, exporter, leases, protocol, server
 from usb_remote.model import Server
 from usb_remote.virtual import KINDS, VirtualDevices
 
@@ -47,6 +47,7 @@ class Running:
     """A server that runs in this process."""
 
     devices: VirtualDevices
+    leases: leases.Leases
     exporter: exporter.Exporter
     control: server.ControlServer
 
@@ -60,21 +61,25 @@ class Running:
 @contextlib.asynccontextmanager
 async def running_server(
     *kinds: str,
-    times: exporter.Times = exporter.Times(),
-    limits: server.Limits = server.Limits(),
+    times: leases.Times = leases.Times(),
+    handshake_timeout: float = 5.0,
+    limits: control.Limits = control.Limits(),
 ) -> AsyncIterator[Running]:
     devices = VirtualDevices(*kinds)
-    export = exporter.Exporter(devices, devices, times)
+    held = leases.Leases(devices, devices, times)
+    export = exporter.Exporter(devices, held, handshake_timeout)
+    await held.start()
     await export.start([HOST], 0)
     info = protocol.Info(id="0" * 31 + "1", name="bench", version="3", usbip_port=export.port)
-    control = server.ControlServer(devices, devices, export, info, limits)
-    export.on_change = control.refresh
-    await control.start([HOST], 0)
+    listening = server.ControlServer(devices, devices, held, info, limits)
+    held.on_change = listening.refresh
+    await listening.start([HOST], 0)
     try:
-        yield Running(devices, export, control)
+        yield Running(devices, held, export, listening)
     finally:
-        await control.stop()
+        await listening.stop()
         await export.stop()
+        await held.stop()
         devices.close()
 
 

@@ -12,10 +12,13 @@ import pytest
 
 from tests.conftest import HOST, Running, eventually, running_server
 from usb_remote import errors
-from usb_remote.client import Change, Client, Failure
+from usb_remote.client import Client
 from usb_remote.config import Config
-from usb_remote.model import Attachment, BusId, Query, Server, State
+from usb_remote.finder import Failure, Finder
+from usb_remote.matching import Query
+from usb_remote.model import Attachment, BusId, Server, State
 from usb_remote.virtual import KINDS, import_device
+from usb_remote.watcher import Change, Watcher
 
 DATA = Path(__file__).parent / "data" / "2x"
 
@@ -75,28 +78,34 @@ def at(bench: Running) -> str:
     return f"{HOST}:{bench.control.port}"
 
 
-def client(
+def finder(
     *configured: str,
     browse: Callable[[], AsyncIterator[Server]] | None = None,
-    importer: UserSpaceImporter | None = None,
     timeout: float = 2.0,
-) -> Client:
-    config = Config(servers=list(configured), timeout=timeout, server_port=1)
-    return Client(config, browse or found(), importer or UserSpaceImporter(), nodes, reconnect=0.05)
+) -> Finder:
+    return Finder(knowing(*configured, timeout=timeout), browse or found())
+
+
+def client(*configured: str, importer: UserSpaceImporter | None = None) -> Client:
+    return Client(knowing(*configured), found(), importer or UserSpaceImporter(), nodes)
+
+
+def knowing(*configured: str, timeout: float = 2.0) -> Config:
+    return Config(servers=list(configured), timeout=timeout, server_port=1)
 
 
 async def test_a_server_in_yaml_and_mdns_is_listed_once_under_its_configured_name(
     bench: Running,
 ) -> None:
     by_mdns = bench.server.model_copy(update={"id": bench.control.info.id, "name": "pi"})
-    search = await client(at(bench), browse=found(by_mdns)).search()
+    search = await finder(at(bench), browse=found(by_mdns)).search()
     (listing,) = search.listings
     assert listing.server.name == at(bench)
     assert len(listing.snapshot.devices) == 3
 
 
 async def test_a_dead_server_is_one_failure_and_hides_nothing(bench: Running) -> None:
-    search = await client("127.0.0.1:1", at(bench)).search()
+    search = await finder("127.0.0.1:1", at(bench)).search()
     assert len(search.listings) == 1
     ((server, error),) = search.failures
     assert server.name == "127.0.0.1:1"
@@ -108,7 +117,7 @@ async def test_a_mute_server_costs_no_more_than_the_timeout(bench: Running) -> N
     with socket.create_server((HOST, 0)) as mute:
         loop = asyncio.get_running_loop()
         start = loop.time()
-        search = await client(f"{HOST}:{mute.getsockname()[1]}", at(bench), timeout=0.3).search()
+        search = await finder(f"{HOST}:{mute.getsockname()[1]}", at(bench), timeout=0.3).search()
         assert loop.time() - start < 3
     assert (len(search.listings), len(search.failures)) == (1, 1)
     assert "did not answer within 0.3 s" in search.failures[0].error.message
@@ -117,7 +126,7 @@ async def test_a_mute_server_costs_no_more_than_the_timeout(bench: Running) -> N
 async def test_answers_come_as_they_are_ready(bench: Running) -> None:
     with socket.create_server((HOST, 0)) as mute:
         slow = f"{HOST}:{mute.getsockname()[1]}"
-        async with aclosing(client(slow, at(bench), timeout=0.5).listings()) as answers:
+        async with aclosing(finder(slow, at(bench), timeout=0.5).listings()) as answers:
             assert not isinstance(await anext(answers), Failure)
             assert isinstance(await anext(answers), Failure)
 
@@ -129,7 +138,7 @@ async def test_discovery_that_fails_does_not_hide_configured_servers(
         raise OSError("no multicast")
         yield
 
-    search = await client(at(bench), browse=broken).search()
+    search = await finder(at(bench), browse=broken).search()
     assert len(search.listings) == 1
     assert "no multicast" in caplog.text
 
@@ -142,7 +151,7 @@ async def test_somebody_else_on_the_port_is_a_clear_failure() -> None:
     server = await asyncio.start_server(web, HOST, 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        ((_, error),) = (await client(f"{HOST}:{port}").search()).failures
+        ((_, error),) = (await finder(f"{HOST}:{port}").search()).failures
     assert "not one of usb-remote" in error.message
     assert error.message.isprintable()
 
@@ -150,13 +159,13 @@ async def test_somebody_else_on_the_port_is_a_clear_failure() -> None:
 async def test_of_several_addresses_the_one_that_answers_is_used(bench: Running) -> None:
     many = bench.server.model_copy(update={"addresses": ("127.0.0.77", "::1", HOST)})
     bench.server.model_copy()
-    (listing,) = (await client(browse=found(many)).search()).listings
+    (listing,) = (await finder(browse=found(many)).search()).listings
     assert listing.server.addresses[0] == HOST
 
 
 async def test_nobody_at_all_is_explained() -> None:
     with pytest.raises(errors.NotFound, match="no usb-remote server found") as caught:
-        await client().find(Query(serial="x"))
+        await finder().find(Query(serial="x"))
     assert "usb-remote server" in (caught.value.hint or "")
 
 
@@ -168,7 +177,7 @@ async def test_attach_use_detach(bench: Running) -> None:
     assert done.attachment.nodes == ("/dev/ttyUSB0",)
     again = await one.attach(Query(serial="VIRTUAL0001"))
     assert again.already
-    held = await one.find(Query(serial="VIRTUAL0001"))
+    held = await finder(at(bench)).find(Query(serial="VIRTUAL0001"))
     assert held.device.state is State.IN_USE
     assert held.device.holder is not None
     assert held.device.holder.host == socket.gethostname()
@@ -189,7 +198,8 @@ async def test_ambiguity_lists_the_matches_and_the_way_out(bench: Running) -> No
         await one.attach(Query(id="1209:*"))
     assert f"{at(bench)}/1-2" in caught.value.message
     assert "--first" in (caught.value.hint or "")
-    assert (await one.find(Query(id="1209:*", first=True))).device.bus_id == "1-1"
+    first = await finder(at(bench)).find(Query(id="1209:*", first=True))
+    assert first.device.bus_id == "1-1"
 
 
 async def test_a_failed_import_gives_the_reservation_back(bench: Running) -> None:
@@ -228,7 +238,7 @@ async def _next(changes: AsyncIterator[Change]) -> Change:
 async def test_watch_follows_a_server_through_plug_loss_and_return() -> None:
     async with running_server("serial") as bench:
         port = bench.control.port
-        watching = client(at(bench)).watch(found()())
+        watching = Watcher(knowing(at(bench)), found()(), reconnect=0.05).watch()
         async with aclosing(watching) as changes:
             first = await _next(changes)
             assert first.listing is not None
@@ -249,7 +259,7 @@ async def test_watch_follows_a_server_through_plug_loss_and_return() -> None:
 
 async def test_one_server_under_two_entries_is_watched_once(bench: Running) -> None:
     by_mdns = bench.server.model_copy(update={"id": bench.control.info.id})
-    async with aclosing(client(at(bench)).watch(found(by_mdns)())) as changes:
+    async with aclosing(Watcher(knowing(at(bench)), found(by_mdns)()).watch()) as changes:
         await _next(changes)
         bench.devices.pull("disk")
         assert (await _next(changes)).listing is not None
@@ -272,7 +282,7 @@ async def test_a_2x_server_is_spoken_to_in_its_own_words() -> None:
     server = await asyncio.start_server(old, HOST, 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        (listing,) = (await client(f"{HOST}:{port}").search()).listings
+        (listing,) = (await finder(f"{HOST}:{port}").search()).listings
     assert listing.server.id is None
     assert [d.bus_id for d in listing.snapshot.devices] == ["1-1.4", "2-1"]
     assert heard[-1] == b'{"command":"list"}'

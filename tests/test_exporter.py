@@ -1,4 +1,4 @@
-"""The exporter over real loopback sockets, with devices that are programs."""
+"""The exporter and its leases over real loopback sockets, with devices that are programs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from usbip import protocol as reference
 
 from tests.conftest import HOST, Running, eventually, running_server
 from usb_remote import errors, exporter, virtual
+from usb_remote.leases import Leases, Times
 from usb_remote.model import BusId, Device, Holder, State
 
 SERIAL, DISK = BusId("1-1"), BusId("1-2")
@@ -46,7 +47,7 @@ async def test_an_imported_device_works(bench: Running) -> None:
 
 
 async def test_a_session_is_seen_with_its_holder_until_it_ends(bench: Running) -> None:
-    await bench.exporter.reserve(device(bench, SERIAL), ANN)
+    await bench.leases.reserve(device(bench, SERIAL), ANN)
     connection = await import_it(bench, SERIAL)
     held = device(bench, SERIAL)
     assert held.state is State.IN_USE
@@ -67,33 +68,33 @@ async def test_a_second_client_never_steals(bench: Running) -> None:
         with pytest.raises(reference.core.NotFound, match="status 2"):
             await import_it(bench, SERIAL)
         with pytest.raises(errors.Busy, match=r"in use by 127\.0\.0\.1 since"):
-            await bench.exporter.reserve(device(bench, SERIAL), BOB)
+            await bench.leases.reserve(device(bench, SERIAL), BOB)
         with pytest.raises(errors.Busy):
-            await bench.exporter.release(device(bench, SERIAL), BOB.address)
+            await bench.leases.release(device(bench, SERIAL), BOB.address)
         assert device(bench, SERIAL).state is State.IN_USE
 
 
 async def test_a_reservation_keeps_others_out_until_it_expires() -> None:
-    async with running_server("serial", times=exporter.Times(reservation=0.3)) as bench:
-        await bench.exporter.reserve(device(bench, SERIAL), BOB)
+    async with running_server("serial", times=Times(reservation=0.3)) as bench:
+        await bench.leases.reserve(device(bench, SERIAL), BOB)
         with pytest.raises(errors.Busy, match="bob@pc2"):
-            await bench.exporter.reserve(device(bench, SERIAL), ANN)
+            await bench.leases.reserve(device(bench, SERIAL), ANN)
         with pytest.raises(reference.core.NotFound, match="status 2"):
             await import_it(bench, SERIAL)
         await eventually(lambda: device(bench, SERIAL).state is State.AVAILABLE)
-        await bench.exporter.reserve(device(bench, SERIAL), ANN)
+        await bench.leases.reserve(device(bench, SERIAL), ANN)
 
 
 async def test_a_client_may_give_its_reservation_back(bench: Running) -> None:
-    await bench.exporter.reserve(device(bench, SERIAL), ANN)
-    await bench.exporter.release(device(bench, SERIAL), ANN.address)
+    await bench.leases.reserve(device(bench, SERIAL), ANN)
+    await bench.leases.release(device(bench, SERIAL), ANN.address)
     assert device(bench, SERIAL).state is State.AVAILABLE
 
 
 async def test_a_client_that_comes_back_after_a_crash_gets_its_device(bench: Running) -> None:
-    await bench.exporter.reserve(device(bench, SERIAL), ANN)
+    await bench.leases.reserve(device(bench, SERIAL), ANN)
     with await import_it(bench, SERIAL):
-        await bench.exporter.reserve(device(bench, SERIAL), ANN)
+        await bench.leases.reserve(device(bench, SERIAL), ANN)
         with await import_it(bench, SERIAL):
             assert device(bench, SERIAL).state is State.IN_USE
 
@@ -111,7 +112,7 @@ async def test_a_pulled_device_ends_its_session(bench: Running) -> None:
 
 async def test_a_stopping_server_drops_its_clients(bench: Running) -> None:
     with await import_it(bench, SERIAL) as connection:
-        await bench.exporter.stop()
+        await bench.leases.stop()
         assert await asyncio.to_thread(connection.recv, 1) == b""
 
 
@@ -119,7 +120,7 @@ async def test_a_stopping_server_drops_its_clients(bench: Running) -> None:
 async def test_what_is_not_there_is_not_found(bench: Running, bus_id: str) -> None:
     with pytest.raises(reference.core.NotFound, match="status 4"):
         await import_it(bench, BusId(bus_id))
-    assert bench.exporter._leases == {}
+    assert bench.leases._leases == {}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ async def test_what_is_not_there_is_not_found(bench: Running, bus_id: str) -> No
     ],
 )
 async def test_a_malformed_handshake_ends_only_itself(data: bytes) -> None:
-    async with running_server("disk", times=exporter.Times(handshake=0.2)) as bench:
+    async with running_server("disk", handshake_timeout=0.2) as bench:
         address = (HOST, bench.exporter.port)
         with await import_it(bench, DISK), socket.create_connection(address) as bad:
             bad.sendall(data)
@@ -165,17 +166,19 @@ async def test_a_protected_device_is_refused_through_both_doors(bench: Running) 
     )
     bench.devices.list_devices = lambda: (protected,)  # type: ignore[method-assign]
     with pytest.raises(errors.Refused, match="sda1 is mounted at /"):
-        await bench.exporter.reserve(protected, ANN)
+        await bench.leases.reserve(protected, ANN)
     with pytest.raises(reference.core.NotFound, match="status 1"):
         await import_it(bench, DISK)
 
 
 async def test_a_taken_port_is_named_with_the_command_that_frees_it() -> None:
     devices = virtual.VirtualDevices()
+    held = Leases(devices, devices)
     with socket.create_server((HOST, 0)) as usbipd:
-        export = exporter.Exporter(devices, devices)
+        export = exporter.Exporter(devices, held)
         with pytest.raises(errors.SystemFault, match="cannot listen on USB/IP port") as caught:
             await export.start([HOST], usbipd.getsockname()[1])
         assert "usbipd" in (caught.value.hint or "")
-        export._epoll.close()
+    await held.start()
+    await held.stop()
     devices.close()

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usb_remote import errors, protocol
+from usb_remote.framing import RequestFramer
 from usb_remote.model import Device
 
 DATA = Path(__file__).parent / "data" / "2x"
 
 
 def frames(*parts: bytes) -> list[bytes]:
-    framer = protocol.RequestFramer()
+    framer = RequestFramer()
     return [request for part in parts for request in framer.feed(part)]
 
 

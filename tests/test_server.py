@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import HOST, Running, eventually, running_server
-from usb_remote import protocol, server
+from usb_remote import protocol
+from usb_remote.control import Limits
 from usb_remote.virtual import KINDS
 
 
@@ -177,7 +178,7 @@ async def test_ten_megabytes_without_newline_get_an_error_line(bench: Running) -
 
 
 async def test_half_a_request_then_silence() -> None:
-    limits = server.Limits(request_timeout=0.2)
+    limits = Limits(request_timeout=0.2)
     async with running_server(limits=limits) as bench, talk(bench) as line:
         reply = await line.ask(b'{"command":"li')
         assert "no complete request" in reply["message"]
@@ -206,7 +207,7 @@ async def test_a_thousand_idle_connections(bench: Running) -> None:
 
 
 async def test_beyond_the_limit_the_longest_idle_gives_way() -> None:
-    limits = server.Limits(connections_per_address=3)
+    limits = Limits(connections_per_address=3)
     async with (
         running_server("disk", limits=limits) as bench,
         talk(bench) as watcher,
@@ -223,7 +224,7 @@ async def test_beyond_the_limit_the_longest_idle_gives_way() -> None:
 
 
 async def test_a_watcher_that_never_reads_costs_bounded_memory_and_delays_nobody() -> None:
-    limits = server.Limits(unread_bytes=4096)
+    limits = Limits(unread_bytes=4096)
     async with running_server(*KINDS, limits=limits) as bench, talk(bench) as watcher:
         deaf = socket.socket()
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

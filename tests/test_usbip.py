@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from usb_remote import errors, usbip
+from usb_remote import errors, usbip_host, vhci
 from usb_remote.model import BusId
 
 BUS_ID = BusId("2-1")
@@ -30,7 +30,7 @@ class Machine:
         local.mkdir(parents=True)
         for key, value in {"idVendor": "46f4", "idProduct": "0001", "serial": "S\x1b1"}.items():
             (local / key).write_text(value)
-        self.vhci = usbip.Vhci(root / "sys", self.state, root / "lock", sudo=())
+        self.vhci = vhci.Vhci(root / "sys", self.state, root / "lock", sudo=())
 
     def show(self, rows: str) -> None:
         self.status.write_text(HEADER + rows)
@@ -166,7 +166,7 @@ class Kernel:
         for name in ("match_busid", "bind", "unbind", "rebind") if module else ():
             self.driver.mkdir(parents=True, exist_ok=True)
             (self.driver / name).write_text("")
-        self.host = usbip.Host(root)
+        self.host = usbip_host.Host(root)
 
 
 async def test_without_the_module_a_bind_touches_nothing(tmp_path: Path) -> None:

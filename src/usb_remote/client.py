@@ -1,7 +1,6 @@
-"""All servers at once: discover, list, find, attach, detach, watch.
+"""Attach and detach: a server's device, this machine's kernel, and both sides knowing of it.
 
-Rule of this file: partial failure never hides what worked. Servers are asked concurrently, each
-one's answer is passed on the moment it is there, and those that fail are reported beside it.
+Rule of this file: asking for what already holds is a success; what fails half-way is undone.
 """
 
 from __future__ import annotations
@@ -10,38 +9,20 @@ import asyncio
 import getpass
 import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
 from usb_remote import errors, protocol
 from usb_remote.config import Config
 from usb_remote.connection import Connection, connect
-from usb_remote.model import (
-    Attachment,
-    BusId,
-    Device,
-    Listing,
-    Match,
-    Query,
-    Server,
-    Snapshot,
-    State,
-    is_called,
-    is_same_server,
-    merge,
-    select,
-)
+from usb_remote.finder import Browse, Finder
+from usb_remote.matching import Query, select
+from usb_remote.model import Attachment, BusId, Device, Match, Server, State
 
 log = logging.getLogger(__name__)
 
-Browse = Callable[[], AsyncIterator[Server]]
-
-RANGE_TIMEOUT = 1.0
-"""Seconds that an address of ``server_ranges`` may take: most of them are nobody."""
 USABLE_TIMEOUT = 15.0
 """Seconds until the drivers must have made their nodes; after that there may be none."""
-RECONNECT = 2.0
 
 
 class Importer(Protocol):
@@ -53,13 +34,6 @@ class Importer(Protocol):
         self, address: str, bus_id: BusId, *, usbip_port: int, timeout: float
     ) -> Attachment: ...
     async def detach(self, vhci_port: int) -> None: ...
-
-
-class Failure(NamedTuple):
-    """A server that did not answer as it should."""
-
-    server: Server
-    error: errors.UsbRemoteError
 
 
 class Attached(NamedTuple):
@@ -77,43 +51,14 @@ class Detached(NamedTuple):
     attachment: Attachment | None
 
 
-class Change(NamedTuple):
-    """A line of a watch: the newest listing of a server, or why there is none any more."""
-
-    server: Server
-    listing: Listing | None
-    error: errors.UsbRemoteError | None = None
-
-
-@dataclass
-class _Candidate:
-    """A server to ask. A quiet one may well not exist, so its silence is no failure."""
-
-    server: Server
-    quiet: bool = False
-    timeout: float | None = None
-
-
-@dataclass
-class Search:
-    """What a whole search brought: in the order configuration, name, bus id."""
-
-    listings: list[Listing] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-
-    def select(self, query: Query) -> list[Match]:
-        return select((m for listing in self.listings for m in listing.matches), query)
-
-
 class Client:
     """The client side of this machine.
 
     Args:
         config: servers, time-out.
-        browse: looks for servers by mDNS once; may fail, which is a warning.
+        browse: looks for servers by mDNS.
         importer: imports devices here.
         wait_until_usable: local bus id, seconds -> device nodes.
-        reconnect: seconds before a watch asks a lost server again.
 
     """
 
@@ -123,129 +68,11 @@ class Client:
         browse: Browse,
         importer: Importer,
         wait_until_usable: Callable[[str, float], Awaitable[tuple[str, ...]]],
-        reconnect: float = RECONNECT,
     ) -> None:
         self._config = config
-        self._browse = browse
+        self._finder = Finder(config, browse)
         self._importer = importer
         self._wait_until_usable = wait_until_usable
-        self._reconnect = reconnect
-
-    # -- finding
-
-    async def listings(self, host: str | None = None) -> AsyncGenerator[Listing | Failure, None]:
-        """Each server's answer, as it arrives; the same server under two addresses once."""
-        answers: asyncio.Queue[Listing | Failure | None] = asyncio.Queue()
-        asking = asyncio.create_task(self._ask_all(host, answers))
-        shown: list[Server] = []
-        try:
-            while (answer := await answers.get()) is not None:
-                if isinstance(answer, Failure):
-                    yield answer
-                elif not any(is_same_server(answer.server, server) for server in shown):
-                    shown.append(answer.server)
-                    yield answer
-            await asking
-        finally:
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
-
-    async def search(self, host: str | None = None) -> Search:
-        """Every server's answer, merged and ordered; the failures of dead ones beside them."""
-        found = Search()
-        async for answer in self.listings(host):
-            if isinstance(answer, Failure):
-                found.failures.append(answer)
-            else:
-                found.listings.append(answer)
-        found.listings.sort(key=lambda listing: self._rank(listing.server))
-        return found
-
-    def _rank(self, server: Server) -> tuple[int, str]:
-        """Configured servers in their order, then the others by name."""
-        names = [configured.name for configured in self._config.configured_servers]
-        return (names.index(server.name) if server.name in names else len(names), server.name)
-
-    async def _ask_all(
-        self, host: str | None, answers: asyncio.Queue[Listing | Failure | None]
-    ) -> None:
-        tasks: list[asyncio.Task[None]] = []
-        try:
-            async for candidate in self._candidates(host):
-                tasks.append(asyncio.create_task(self._ask(candidate, answers)))
-            for task in tasks:
-                await task
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            answers.put_nowait(None)
-
-    async def _candidates(self, host: str | None) -> AsyncIterator[_Candidate]:
-        """Whom to ask: the configuration at once, then whoever mDNS brings."""
-        if host is not None:
-            async for candidate in self._named(host):
-                yield candidate
-            return
-        for server in self._config.configured_servers:
-            yield _Candidate(server)
-        for server in self._config.range_servers:
-            yield _Candidate(server, quiet=True, timeout=RANGE_TIMEOUT)
-        if not (self._config.servers or self._config.server_ranges):
-            yield _Candidate(self._config.server_at("localhost"), quiet=True)
-        async for server in self._discovered():
-            yield _Candidate(server)
-
-    async def _named(self, host: str) -> AsyncIterator[_Candidate]:
-        """One server, by address, host name, or the name that it announces."""
-        direct = self._config.server_at(host)
-        yield _Candidate(direct, quiet=self._config.discovery)
-        async for server in self._discovered():
-            if is_called(server, host):
-                yield _Candidate(server)
-
-    async def _discovered(self) -> AsyncIterator[Server]:
-        if not self._config.discovery:
-            return
-        try:
-            async for server in self._browse():
-                yield server
-        except OSError as error:
-            log.warning("no discovery by mDNS: %s", error)
-
-    async def _ask(
-        self, candidate: _Candidate, answers: asyncio.Queue[Listing | Failure | None]
-    ) -> None:
-        timeout = candidate.timeout or self._config.timeout
-        try:
-            async with await connect(candidate.server, timeout) as connection:
-                answers.put_nowait(await _list(connection))
-        except errors.UsbRemoteError as error:
-            if not candidate.quiet:
-                answers.put_nowait(Failure(candidate.server, error))
-
-    async def find(self, query: Query) -> Match:
-        """The one device that is meant.
-
-        Raises:
-            NotFound, Ambiguous, Unreachable: the message lists what there is.
-
-        """
-        return self._choose(await self.search(query.host), query)
-
-    def _choose(self, search: Search, query: Query) -> Match:
-        matches = search.select(query)
-        if not matches:
-            raise _nothing(search, query)
-        if len(matches) > 1 and not query.first:
-            listed = "\n".join(f"  {match}" for match in matches)
-            raise errors.Ambiguous(
-                f"{query} matches {len(matches)} devices:\n{listed}",
-                hint="say which one as SERVER/BUS-ID, or take the first one with --first",
-            )
-        return matches[0]
-
-    # -- attaching
 
     async def attach(self, query: Query) -> Attached:
         """Make the device appear here, and wait until it can be used.
@@ -255,7 +82,7 @@ class Client:
 
         """
         await self._importer.prepare()
-        match = await self.find(query)
+        match = await self._finder.find(query)
         async with await connect(match.server, self._config.timeout) as connection:
             for local in self._attachments_of(match):
                 if _is_alive(local, match.device, connection):
@@ -299,7 +126,7 @@ class Client:
 
         """
         attachments = self._importer.list_attachments()
-        search = await self.search(query.host)
+        search = await self._finder.search(query.host)
         matches = search.select(query)
         pairs = [(m, a) for m in matches for a in attachments if _belongs(a, m)]
         known = {a.vhci_port for _, a in pairs}
@@ -311,7 +138,7 @@ class Client:
             )
             raise errors.Ambiguous(f"{query} matches {len(choices)} attached devices:\n{listed}")
         if not choices:
-            return await self._not_attached(self._choose(search, query))
+            return await self._not_attached(search.choose(query))
         match, attachment = choices[0]
         await self._importer.detach(attachment.vhci_port)
         return Detached(await self._given_back(match) if match else None, attachment)
@@ -332,99 +159,6 @@ class Client:
         except errors.UsbRemoteError as error:
             log.warning("detached here, but %s does not confirm it: %s", match.server.name, error)
             return match
-
-    # -- watching
-
-    async def watch(self, found: AsyncIterator[Server]) -> AsyncGenerator[Change, None]:
-        """Every server's newest listing, again after each change, for ever.
-
-        Args:
-            found: servers as mDNS finds them, for as long as the watch goes on.
-
-        """
-        changes: asyncio.Queue[Change] = asyncio.Queue()
-        watching = asyncio.create_task(self._watch_all(found, changes))
-        try:
-            while True:
-                get = asyncio.create_task(changes.get())
-                await asyncio.wait({get, watching}, return_when=asyncio.FIRST_COMPLETED)
-                if not get.done():
-                    get.cancel()
-                    watching.result()
-                    return
-                yield get.result()
-        finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-
-    async def _watch_all(
-        self, found: AsyncIterator[Server], changes: asyncio.Queue[Change]
-    ) -> None:
-        tasks: dict[str, asyncio.Task[None]] = {}
-        owners: dict[str, Server] = {}
-        local = [self._config.server_at("localhost")] if not self._config.servers else []
-        async with asyncio.TaskGroup() as group:
-            for server in merge([*self._config.configured_servers, *local]):
-                group.create_task(self._follow(server, changes, owners, server not in local))
-            async for server in found:
-                key = f"{server.id} {sorted(server.addresses)}"
-                if key not in tasks or tasks[key].done():
-                    tasks[key] = group.create_task(self._follow(server, changes, owners, False))
-
-    async def _follow(
-        self,
-        server: Server,
-        changes: asyncio.Queue[Change],
-        owners: dict[str, Server],
-        loud: bool,
-    ) -> None:
-        """Follow one server; when it is lost, say so once and ask again until it is back.
-
-        ``owners`` says by which entry a server id is followed already: that one is enough.
-        """
-        told = server
-        while True:
-            try:
-                async for told, listing in self._listings_of(server):
-                    if owners.setdefault(told.id or told.name, server) is not server:
-                        return
-                    loud = True
-                    changes.put_nowait(Change(told, listing))
-            except errors.UsbRemoteError as error:
-                if loud:
-                    changes.put_nowait(Change(told, None, error))
-                loud = False
-                if owners.get(told.id or told.name) is server:
-                    del owners[told.id or told.name]
-            await asyncio.sleep(self._reconnect)
-
-    async def _listings_of(self, server: Server) -> AsyncIterator[tuple[Server, Listing]]:
-        async with await connect(server, self._config.timeout) as connection:
-            async for event in connection.watch():
-                if event.event == "snapshot":
-                    told = _named(protocol.server_of(event.server, server), event.server)
-                    yield told, Listing(server=told, snapshot=event.snapshot)
-
-
-async def _list(connection: Connection) -> Listing:
-    reply = await connection.request(protocol.ListRequest())
-    devices = protocol.parse_devices(reply.data)
-    if reply.server and connection.server.id not in (None, reply.server.id):
-        raise errors.Unreachable(
-            f"{connection.server.name}: another server answers at {connection.address}"
-        )
-    server = _named(protocol.server_of(reply.server, connection.server), reply.server)
-    addresses = dict.fromkeys((connection.address, *server.addresses))
-    return Listing(
-        server=server.model_copy(update={"addresses": tuple(addresses)}),
-        snapshot=Snapshot(revision=reply.revision, devices=devices),
-    )
-
-
-def _named(server: Server, info: protocol.Info | None) -> Server:
-    """Nobody named the server that we tried on this machine: it is called what it says."""
-    own = info is not None and server.name == "localhost"
-    return server.model_copy(update={"name": info.name}) if own and info else server
 
 
 async def _ask_for(connection: Connection, command: str, device: Device) -> Device:
@@ -492,27 +226,3 @@ def _is_meant(attachment: Attachment, query: Query) -> bool:
 
 def _host_fits(attachment: Attachment, query: Query) -> bool:
     return query.host is None or query.host == attachment.address
-
-
-def _nothing(search: Search, query: Query) -> errors.UsbRemoteError:
-    """Why nothing matches: no server at all, only dead ones, or no such device."""
-    if search.listings:
-        return errors.NotFound(
-            f"no device matches {query}", hint="usb-remote list shows what there is"
-        )
-    if search.failures:
-        return search.failures[0].error
-    return no_server(query.host)
-
-
-def no_server(host: str | None = None) -> errors.UsbRemoteError:
-    """What to say when nobody answered."""
-    if host:
-        return errors.Unreachable(
-            f"no usb-remote server is known as {host}", hint="usb-remote list shows all servers"
-        )
-    return errors.NotFound(
-        "no usb-remote server found on this network",
-        hint="start one with: usb-remote server   or name one that mDNS does not reach with: "
-        "usb-remote config add-server HOST",
-    )

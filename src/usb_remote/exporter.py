@@ -1,10 +1,6 @@
-"""The exporter: owns TCP 3240, decides who gets a device, knows when a session ends.
+"""The exporter: owns TCP 3240, and answers the USB/IP handshake of clients of any kind.
 
-Rule of this file: the USB/IP connection is the lease. After the handshake the kernel (or a virtual
-device) owns the bytes; we keep the socket, never read it, and wait for its end.
-
-A device goes  free -> reserved (a client asked, `usbip attach` is on its way) -> session -> grace
-(its driver waits a moment for the same client) -> free.
+Rule of this file: 8 or 40 bytes of anybody, then an answer; who gets a device is for leases.py.
 """
 
 from __future__ import annotations
@@ -12,113 +8,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import select
 import socket
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Protocol
+from collections.abc import Iterable
 
 from usb_remote import errors, usbip_wire
-from usb_remote.model import BusId, Device, Holder, State
-from usb_remote.usbip_wire import Record, Status
+from usb_remote.leases import DeviceSource, Leases
+from usb_remote.model import BusId, State
+from usb_remote.usbip_wire import Status
 
 log = logging.getLogger(__name__)
 
+HANDSHAKE_TIMEOUT = 5.0
+"""Seconds for the 8 or 40 bytes of a request to arrive."""
 MAX_HANDSHAKES = 64
 """Connections that are being read at a time; older ones give way to newer ones."""
 
 
-@dataclass(frozen=True)
-class Times:
-    """How long things may take, in seconds.
-
-    Attributes:
-        handshake: for the 8 or 40 bytes of a request to arrive.
-        reservation: between our `attach` reply and the client's `usbip attach`.
-        grace: that a device stays bound after its session, for the same client to come back.
-        reset: that the kernel may take to reset a device after a session.
-
-    """
-
-    handshake: float = 5.0
-    reservation: float = 15.0
-    grace: float = 2.0
-    reset: float = 5.0
-
-
-KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 3, 1, 5
-USER_TIMEOUT_MS = 8000
-"""A peer that vanished is noticed after 8 s at the latest (tcp(7); the promise is 10 s)."""
-
-
-class DeviceSource(Protocol):
-    """Where devices come from: udev.Devices or virtual.VirtualDevices."""
-
-    def list_devices(self) -> tuple[Device, ...]: ...
-    def record(self, bus_id: BusId) -> Record | None: ...
-
-
-class ExportHost(Protocol):
-    """What exports them: usbip.Host or virtual.VirtualDevices."""
-
-    def check(self) -> None: ...
-    async def load(self) -> None: ...
-    def list_bound(self) -> list[BusId]: ...
-    async def bind(self, bus_id: BusId) -> None: ...
-    async def unbind(self, bus_id: BusId) -> None: ...
-    async def export(self, bus_id: BusId, fd: int) -> None: ...
-    async def release(self, bus_id: BusId) -> None: ...
-    async def wait_free(self, bus_id: BusId, timeout: float) -> None: ...
-
-
-@dataclass
-class _Lease:
-    """What the exporter knows of one device that is not simply free."""
-
-    holder: Holder | None = None
-    session: socket.socket | None = None
-    bound: bool = False
-    timer: asyncio.TimerHandle | None = None
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def stop_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-
-
 class Exporter:
-    """Sessions of one server.
+    """Listens for USB/IP clients.
 
     Args:
-        source: which devices there are, asked afresh at each decision.
-        host: binds and exports them.
-        times: how long things may take.
+        source: which devices there are.
+        leases: decides about imports; started and stopped by whoever made it.
+        timeout: seconds for a request to arrive.
 
     Attributes:
-        on_change: called when the holder of a device has changed.
         port: TCP port that it listens on.
 
     """
 
-    def __init__(self, source: DeviceSource, host: ExportHost, times: Times = Times()) -> None:
-        self.on_change: Callable[[], None] = lambda: None
+    def __init__(
+        self, source: DeviceSource, leases: Leases, timeout: float = HANDSHAKE_TIMEOUT
+    ) -> None:
         self.port = 0
         self._source = source
-        self._host = host
-        self._times = times
-        self._leases: dict[BusId, _Lease] = {}
-        self._ends: dict[int, BusId] = {}
-        self._epoll = select.epoll()
+        self._leases = leases
+        self._timeout = timeout
         self._listeners: list[socket.socket] = []
-        self._tasks: set[asyncio.Task[None]] = set()
         self._handshakes: dict[socket.socket, asyncio.Task[None]] = {}
 
-    # -- life
-
     async def start(self, addresses: Iterable[str], port: int) -> None:
-        """Listen; devices that a crashed server left bound go back to their drivers first.
+        """Listen.
 
         Raises:
             SystemFault: the port is taken; the hint frees it.
@@ -131,99 +61,16 @@ class Exporter:
             self.port = listener.getsockname()[1]
             self._listeners.append(listener)
             loop.add_reader(listener, self._accept, listener)
-        loop.add_reader(self._epoll.fileno(), self._on_ends)
-        for bus_id in self._host.list_bound():
-            log.warning("%s was still bound; giving it back to its driver", bus_id)
-            await self._host.release(bus_id)
-            await self._host.wait_free(bus_id, self._times.reset)
-            await self._host.unbind(bus_id)
 
     async def stop(self) -> None:
-        """Drop all clients, give all devices back to their drivers, close the port."""
-        if self._epoll.closed:
-            return
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._epoll.fileno())
+        """Close the port, and every connection that is no session yet."""
         while self._listeners:
             listener = self._listeners.pop()
-            loop.remove_reader(listener)
+            asyncio.get_running_loop().remove_reader(listener)
             listener.close()
-        for task in (*self._handshakes.values(), *self._tasks):
+        for task in list(self._handshakes.values()):
             task.cancel()
-        await asyncio.gather(*self._handshakes.values(), *self._tasks, return_exceptions=True)
-        await asyncio.gather(*(self._give_back(bus_id) for bus_id in list(self._leases)))
-        self._epoll.close()
-
-    async def _give_back(self, bus_id: BusId) -> None:
-        lease = self._leases[bus_id]
-        await self._end(bus_id, lease)
-        await self._free(bus_id, lease)
-
-    # -- what others want to know
-
-    def with_holders(self, devices: Iterable[Device]) -> tuple[Device, ...]:
-        """The same devices, those that somebody holds as in_use."""
-        return tuple(
-            d.model_copy(update={"state": State.IN_USE, "holder": holder})
-            if (holder := self._holder(d.bus_id))
-            else d
-            for d in devices
-        )
-
-    def _holder(self, bus_id: BusId) -> Holder | None:
-        lease = self._leases.get(bus_id)
-        return lease.holder if lease else None
-
-    # -- what clients ask for on the control port
-
-    async def reserve(self, device: Device, holder: Holder) -> None:
-        """Bind the device and keep it for this client until its `usbip attach` arrives.
-
-        Raises:
-            Busy: somebody else holds it.
-            Refused: it is protected.
-            SystemFault: it cannot be bound.
-
-        """
-        lease = self._lease(device.bus_id)
-        async with lease.lock:
-            device = self._find(device.bus_id)
-            _refuse_protected(device)
-            self._refuse_others(device, lease, holder)
-            await self._end(device.bus_id, lease)
-            await self._bind(device.bus_id, lease)
-            self._hold(device.bus_id, lease, holder)
-
-    async def release(self, device: Device, address: str) -> None:
-        """Give a device back now, without grace; nothing happens if nobody has it.
-
-        Raises:
-            Busy: somebody at another address has it.
-
-        """
-        lease = self._leases.get(device.bus_id)
-        if lease is None:
-            return
-        async with lease.lock:
-            if lease.holder and lease.holder.address != address:
-                raise _busy(device, lease.holder)
-            await self._end(device.bus_id, lease)
-            await self._free(device.bus_id, lease)
-
-    def _refuse_others(self, device: Device, lease: _Lease, holder: Holder) -> None:
-        """The holder may come back (its machine may have crashed); nobody else gets in."""
-        other = lease.holder
-        if other and (other.address, other.host) != (holder.address, holder.host):
-            raise _busy(device, other)
-
-    def _hold(self, bus_id: BusId, lease: _Lease, holder: Holder) -> None:
-        lease.stop_timer()
-        lease.holder = holder
-        loop = asyncio.get_running_loop()
-        lease.timer = loop.call_later(self._times.reservation, self._later, self._expire, bus_id)
-        self.on_change()
-
-    # -- what arrives on the USB/IP port
+        await asyncio.gather(*self._handshakes.values(), return_exceptions=True)
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the peer may be gone already
@@ -238,12 +85,12 @@ class Exporter:
 
     def _shaken(self, connection: socket.socket) -> None:
         self._handshakes.pop(connection, None)
-        if not any(lease.session is connection for lease in self._leases.values()):
+        if not self._leases.has(connection):
             connection.close()
 
     async def _handshake(self, connection: socket.socket, address: str) -> None:
         try:
-            async with asyncio.timeout(self._times.handshake):
+            async with asyncio.timeout(self._timeout):
                 request = await _read_request(connection)
             if isinstance(request, usbip_wire.ImportRequest):
                 await self._import(connection, request.bus_id, address)
@@ -256,138 +103,17 @@ class Exporter:
         shared = [d for d in self._source.list_devices() if d.state is not State.PROTECTED]
         records = [r for d in shared if (r := self._source.record(d.bus_id))]
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._times.handshake):
+        async with asyncio.timeout(self._timeout):
             await loop.sock_sendall(connection, usbip_wire.pack_devlist(records))
 
     async def _import(self, connection: socket.socket, bus_id: BusId, address: str) -> None:
         """One decision for ours and stock clients; the reply follows the kernel's yes."""
         try:
-            self._find(bus_id)  # so that no lease is made for what never was
-            lease = self._lease(bus_id)
-            async with lease.lock:
-                record = await self._begin(connection, bus_id, lease, address)
-                # 320 bytes into an empty socket buffer never block
-                connection.send(usbip_wire.pack_import(record))
+            reply = usbip_wire.pack_import(await self._leases.begin(connection, bus_id, address))
         except errors.UsbRemoteError as error:
             log.info("import of %s by %s refused: %s", bus_id, address, error)
-            connection.send(usbip_wire.pack_import(None, _status(error)))
-
-    async def _begin(
-        self, connection: socket.socket, bus_id: BusId, lease: _Lease, address: str
-    ) -> Record:
-        device = self._find(bus_id)
-        _refuse_protected(device)
-        if lease.session is not None or (lease.holder and lease.holder.address != address):
-            raise _busy(device, lease.holder)
-        await self._bind(bus_id, lease)
-        record = self._source.record(bus_id)
-        if record is None:
-            raise errors.NotFound(f"{bus_id} has just been unplugged")
-        _make_mortal(connection)
-        await self._host.export(bus_id, connection.fileno())
-        self._begin_session(connection, bus_id, lease, address)
-        return record
-
-    def _begin_session(
-        self, connection: socket.socket, bus_id: BusId, lease: _Lease, address: str
-    ) -> None:
-        lease.stop_timer()
-        lease.session = connection
-        holder = lease.holder or Holder(host=address, address=address)
-        lease.holder = holder.model_copy(update={"since": datetime.now(UTC)})
-        self._ends[connection.fileno()] = bus_id
-        self._epoll.register(
-            connection.fileno(), select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-        )
-        log.info("%s attached by %s", bus_id, lease.holder)
-        self.on_change()
-
-    # -- how sessions end
-
-    def _on_ends(self) -> None:
-        for fd, _events in self._epoll.poll(0):
-            self._epoll.unregister(fd)
-            self._later(self._ended, self._ends.pop(fd))
-
-    async def _ended(self, bus_id: BusId) -> None:
-        """The connection is down: the client let go, vanished, or the device was unplugged."""
-        lease = self._leases.get(bus_id)
-        if lease is None:
-            return
-        async with lease.lock:
-            await self._end(bus_id, lease)
-            lease.stop_timer()
-            loop = asyncio.get_running_loop()
-            lease.timer = loop.call_later(self._times.grace, self._later, self._expire, bus_id)
-
-    async def _end(self, bus_id: BusId, lease: _Lease) -> None:
-        """Close a session and wait for the kernel to have the device ready again."""
-        session, holder = lease.session, lease.holder
-        if session is None:
-            return
-        with contextlib.suppress(KeyError, OSError):  # not there if its end woke us
-            del self._ends[session.fileno()]
-            self._epoll.unregister(session.fileno())
-        await self._host.release(bus_id)
-        await self._host.wait_free(bus_id, self._times.reset)
-        session.close()
-        lease.session = lease.holder = None
-        log.info("%s is free again (was with %s)", bus_id, holder)
-        self.on_change()
-
-    async def _expire(self, bus_id: BusId) -> None:
-        """Nobody came (back) in time."""
-        lease = self._leases.get(bus_id)
-        if lease is None:
-            return
-        async with lease.lock:
-            if lease.session is None:
-                await self._free(bus_id, lease)
-
-    async def _free(self, bus_id: BusId, lease: _Lease) -> None:
-        lease.stop_timer()
-        lease.holder = None
-        if lease.bound:
-            lease.bound = False
-            await self._host.unbind(bus_id)
-        self.on_change()
-
-    # -- parts
-
-    def _lease(self, bus_id: BusId) -> _Lease:
-        return self._leases.setdefault(bus_id, _Lease())
-
-    def _find(self, bus_id: BusId) -> Device:
-        for device in self._source.list_devices():
-            if device.bus_id == bus_id:
-                return device
-        raise errors.NotFound(f"no device at {bus_id}")
-
-    async def _bind(self, bus_id: BusId, lease: _Lease) -> None:
-        await self._host.bind(bus_id)
-        lease.bound = True
-
-    def _later(self, action: Callable[[BusId], Awaitable[None]], bus_id: BusId) -> None:
-        async def run() -> None:
-            await action(bus_id)
-
-        task = asyncio.create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _refuse_protected(device: Device) -> None:
-    if device.state is State.PROTECTED:
-        raise errors.Refused(f"{device.label} is protected: {device.reason}")
-
-
-def _busy(device: Device, holder: Holder | None) -> errors.Busy:
-    since = f" since {holder.since:%Y-%m-%d %H:%M:%S} UTC" if holder and holder.since else ""
-    return errors.Busy(
-        f"{device.label} ({device.description}) is in use by {holder}{since}",
-        hint="ask them, or wait until usb-remote watch shows it as available",
-        holder=holder.model_dump(mode="json") if holder else None,
-    )
+            reply = usbip_wire.pack_import(None, _status(error))
+        connection.send(reply)  # 320 bytes into an empty socket buffer never block
 
 
 def _status(error: errors.UsbRemoteError) -> Status:
@@ -432,20 +158,6 @@ def _listen(address: str, port: int) -> socket.socket:
             hint="is a distribution's usbipd running? type: sudo systemctl disable --now usbipd",
         ) from error
     return listener
-
-
-def _make_mortal(connection: socket.socket) -> None:
-    """Blocking as the kernel expects it, without delay, and dead when the peer is."""
-    connection.setblocking(True)
-    for level, option, value in (
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
-    ):
-        connection.setsockopt(level, option, value)
 
 
 def _plain(address: str) -> str:

@@ -9,44 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from usb_remote import errors, protocol
-from usb_remote.exporter import DeviceSource, Exporter
-from usb_remote.model import Device, Holder, Match, Query, Server, Snapshot, select
+from usb_remote.control import ControlConnection, Limits
+from usb_remote.leases import DeviceSource, Leases
+from usb_remote.matching import Query, select
+from usb_remote.model import Device, Holder, Match, Server, Snapshot
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one client, or a thousand, may cost this server.
-
-    Attributes:
-        connections: control connections in all; beyond that the longest idle one gives way.
-        connections_per_address: the same for one address.
-        request_timeout: seconds for a request to arrive, from the connection or its first byte.
-        idle_timeout: seconds that a connection may be quiet between two requests.
-        linger_bytes, linger_seconds: how much of a bad request is read away, so that its sender
-            gets to see the error line.
-        unread_bytes: what a connection may leave unread before it gets nothing more.
-
-    """
-
-    connections: int = 4096
-    connections_per_address: int = 2048
-    request_timeout: float = 10.0
-    idle_timeout: float = 300.0
-    linger_bytes: int = 32 * 1024 * 1024
-    linger_seconds: float = 3.0
-    unread_bytes: int = 1024 * 1024
-
-
-DEAD_PEER_MS = 10_000
-"""TCP_USER_TIMEOUT of control connections: a watcher that vanished is forgotten."""
 
 
 class Wakeup(Protocol):
@@ -62,7 +34,7 @@ class ControlServer:
     Args:
         source: lists the devices.
         wakeup: says when they may have changed.
-        exporter: says who holds them, and is started and stopped by whoever made it.
+        leases: says who holds them, and gives them to those who ask.
         info: who we are.
         limits: what clients may cost.
 
@@ -72,7 +44,7 @@ class ControlServer:
         self,
         source: DeviceSource,
         wakeup: Wakeup,
-        exporter: Exporter,
+        leases: Leases,
         info: protocol.Info,
         limits: Limits = Limits(),
     ) -> None:
@@ -82,10 +54,10 @@ class ControlServer:
         self.port = 0
         self._source = source
         self._wakeup = wakeup
-        self._exporter = exporter
+        self._leases = leases
         self._lines: dict[str, bytes] = {}
-        self._connections: dict[_Connection, None] = {}
-        self._watchers: set[_Connection] = set()
+        self._connections: dict[ControlConnection, None] = {}
+        self._watchers: set[ControlConnection] = set()
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._ping: asyncio.TimerHandle | None = None
@@ -110,7 +82,11 @@ class ControlServer:
     async def _listen(self, loop: asyncio.AbstractEventLoop, address: str) -> None:
         try:
             server = await loop.create_server(
-                lambda: _Connection(self), address, self.port, reuse_address=True, backlog=1024
+                lambda: ControlConnection(self),
+                address,
+                self.port,
+                reuse_address=True,
+                backlog=1024,
             )
         except OSError as error:
             raise errors.SystemFault(
@@ -143,7 +119,7 @@ class ControlServer:
 
     def refresh(self) -> None:
         """List again; if anything differs, tell every watcher."""
-        devices = self._exporter.with_holders(self._source.list_devices())
+        devices = self._leases.with_holders(self._source.list_devices())
         if self.snapshot.revision and devices == self.snapshot.devices:
             return
         self.snapshot = Snapshot(revision=self.snapshot.revision + 1, devices=devices)
@@ -173,7 +149,7 @@ class ControlServer:
 
     # -- requests
 
-    def answer(self, line: bytes, connection: _Connection) -> None:
+    def answer(self, line: bytes, connection: ControlConnection) -> None:
         """Answer one request, now or when it is done."""
         legacy = protocol.is_legacy_line(line)
         try:
@@ -189,7 +165,7 @@ class ControlServer:
     def _answer_now(
         self,
         request: protocol.ListRequest | protocol.InfoRequest | protocol.WatchRequest,
-        connection: _Connection,
+        connection: ControlConnection,
     ) -> bytes:
         match request:
             case protocol.ListRequest():
@@ -202,7 +178,7 @@ class ControlServer:
                 return self._line("event")
 
     async def _answer_device(
-        self, request: protocol.DeviceRequest, connection: _Connection
+        self, request: protocol.DeviceRequest, connection: ControlConnection
     ) -> None:
         try:
             connection.send(await self._device_reply(request, connection.address))
@@ -225,9 +201,9 @@ class ControlServer:
     async def _act(self, request: protocol.DeviceRequest, device: Device, address: str) -> Device:
         if request.command == "attach":
             holder = Holder(user=request.user, host=request.host or address, address=address)
-            await self._exporter.reserve(device, holder)
+            await self._leases.reserve(device, holder)
         elif request.command == "detach":
-            await self._exporter.release(device, address)
+            await self._leases.release(device, address)
         return next((d for d in self.snapshot.devices if d.bus_id == device.bus_id), device)
 
     def _find(self, query: Query) -> Device:
@@ -258,7 +234,7 @@ class ControlServer:
 
     # -- connections
 
-    def admit(self, connection: _Connection) -> None:
+    def admit(self, connection: ControlConnection) -> None:
         """Keep within the limits by closing those that say nothing, the oldest first."""
         self._connections[connection] = None
         peers = [c for c in self._connections if c.address == connection.address]
@@ -267,152 +243,10 @@ class ControlServer:
         elif len(self._connections) > self.limits.connections:
             self._close_one(list(self._connections))
 
-    def _close_one(self, connections: list[_Connection]) -> None:
+    def _close_one(self, connections: list[ControlConnection]) -> None:
         idle = [c for c in connections if not c.watches]
         (idle or connections)[0].close()
 
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: ControlConnection) -> None:
         self._connections.pop(connection, None)
         self._watchers.discard(connection)
-
-
-class _Connection(asyncio.Protocol):
-    """One client: cuts its bytes into requests, keeps its deadlines, never waits for it."""
-
-    def __init__(self, server: ControlServer) -> None:
-        self.address = ""
-        self.watches = False
-        self._server = server
-        self._limits = server.limits
-        self._framer = protocol.RequestFramer()
-        self._waiting: list[bytes] = []
-        self._paused = False
-        self._half_closed = False
-        self._full = False
-        self._missed = b""
-        self._linger_left = 0
-        self._timer: asyncio.TimerHandle | None = None
-
-    # what asyncio calls
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.address = str(transport.get_extra_info("peername")[0]).removeprefix("::ffff:")
-        transport.set_write_buffer_limits(high=self._limits.unread_bytes)
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
-        self._deadline(self._limits.request_timeout)
-        self._server.admit(self)
-
-    def data_received(self, data: bytes) -> None:
-        if self._linger_left:
-            self._discard(len(data))
-            return
-        try:
-            for request in self._framer.feed(data):
-                self._waiting.append(request)
-                self._answer_waiting()
-        except errors.InvalidRequest as error:
-            self._reject(error, data)
-            return
-        if self._framer.pending:
-            self._deadline(self._limits.request_timeout)
-
-    def eof_received(self) -> bool:
-        """Whether to keep our half open: yes, while an answer or a watch is under way."""
-        self._half_closed = True
-        if self._framer.pending and not self._linger_left:
-            self._transport.write(_failed("the request is incomplete"))
-        return self._paused or self.watches
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        self._stop_timer()
-        self._server.forget(self)
-
-    def pause_writing(self) -> None:
-        self._full = True
-
-    def resume_writing(self) -> None:
-        self._full = False
-        if self._missed:
-            missed, self._missed = self._missed, b""
-            self.push(missed)
-
-    # what the server calls
-
-    def send(self, line: bytes) -> None:
-        """Send a reply."""
-        if self._transport.is_closing():
-            return
-        self._transport.write(line)
-        if self._full and not self.watches:
-            self._transport.pause_reading()
-        self._deadline(self._limits.idle_timeout)
-
-    def push(self, line: bytes) -> None:
-        """Send a snapshot; one that is not read in time is replaced by the next."""
-        if self._transport.is_closing():
-            return
-        if not self._full:
-            self._transport.write(line)
-        elif line is not protocol.PING:
-            self._missed = line
-
-    def pause(self) -> None:
-        """An answer takes time: the next request of this connection waits."""
-        self._paused = True
-        self._transport.pause_reading()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._transport.is_closing():
-            return
-        self._transport.resume_reading()
-        self._answer_waiting()
-        if self._half_closed and not self._paused:
-            self.close()
-
-    def close(self) -> None:
-        self._transport.close()
-
-    # parts
-
-    def _answer_waiting(self) -> None:
-        while self._waiting and not self._paused:
-            self._server.answer(self._waiting.pop(0), self)
-
-    def _reject(self, error: errors.InvalidRequest, data: bytes) -> None:
-        """Say what was wrong, once, and read the rest away: a reset would eat the answer."""
-        log.info("bad request from %s: %s", self.address, error)
-        self._transport.write(protocol.failure(error, legacy=protocol.is_legacy_line(data)))
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._linger_left = self._limits.linger_bytes
-        self._deadline(self._limits.linger_seconds)
-
-    def _discard(self, size: int) -> None:
-        self._linger_left -= size
-        if self._linger_left <= 0:
-            self._transport.abort()
-
-    def _deadline(self, seconds: float) -> None:
-        """Close at that time, unless a later call moves it."""
-        self._stop_timer()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _too_late(self) -> None:
-        if self.watches or self._paused:
-            return
-        if self._framer.pending and not self._linger_left:
-            limit = f"{self._limits.request_timeout:g} s"
-            self._transport.write(_failed(f"no complete request within {limit}"))
-        self._transport.close()
-
-
-def _failed(message: str) -> bytes:
-    return protocol.failure(errors.InvalidRequest(message), legacy=True)

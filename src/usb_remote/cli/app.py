@@ -11,7 +11,7 @@ import typer
 
 from usb_remote import __version__
 from usb_remote.config import Config, find_path, load
-from usb_remote.model import Query
+from usb_remote.matching import Query
 
 app = typer.Typer(
     help="USB devices on your network, as if they were plugged in here.",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from usb_remote.cli import output, wiring
 from usb_remote.client import Attached, Detached
 from usb_remote.config import Config
-from usb_remote.model import Attachment, Query
+from usb_remote.matching import Query
 
 
 def attach(config: Config, query: Query, *, as_json: bool) -> None:
-    done = wiring.run(wiring.importer(config).attach(query))
+    done = wiring.run(wiring.client(config).attach(query))
     if as_json:
         output.print_json(
             **output.device_json(done.match.server, done.match.device),
@@ -32,7 +32,7 @@ def _print_attached(done: Attached) -> None:
 
 
 def detach(config: Config, query: Query, *, as_json: bool) -> None:
-    done = wiring.run(wiring.importer(config).detach(query))
+    done = wiring.run(wiring.client(config).detach(query))
     if as_json:
         device = output.device_json(*done.match) if done.match else {}
         port = done.attachment.vhci_port if done.attachment else None
@@ -55,9 +55,12 @@ def _described(done: Detached) -> str:
 
 
 def list_ports(*, as_json: bool) -> None:
-    from usb_remote import udev, usbip
+    from usb_remote import udev, vhci
 
-    attachments = [_with_nodes(a, udev.list_nodes) for a in usbip.Vhci().list_attachments()]
+    attachments = [
+        a.model_copy(update={"nodes": udev.list_nodes(a.local_bus_id)}) if a.local_bus_id else a
+        for a in vhci.Vhci().list_attachments()
+    ]
     if as_json:
         output.print_json(ports=[a.model_dump(mode="json") for a in attachments])
         return
@@ -65,9 +68,3 @@ def list_ports(*, as_json: bool) -> None:
         print(output.describe_attachment(attachment))
     if not attachments:
         output.note("nothing is attached to this machine")
-
-
-def _with_nodes(attachment: Attachment, list_nodes: object) -> Attachment:
-    if attachment.local_bus_id is None or not callable(list_nodes):
-        return attachment
-    return attachment.model_copy(update={"nodes": list_nodes(attachment.local_bus_id)})

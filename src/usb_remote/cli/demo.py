@@ -18,11 +18,16 @@ import tty
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from usb_remote import errors, mdns, multicast, udev, usbip, virtual
+from usb_remote import errors, udev, vhci, virtual
 from usb_remote.cli import output, wiring
-from usb_remote.client import Change, Client, Failure
+from usb_remote.client import Client
 from usb_remote.config import Config
-from usb_remote.model import Query, Server
+from usb_remote.finder import Failure, Finder
+from usb_remote.matching import Query
+from usb_remote.mdns.browse import browse
+from usb_remote.mdns.ways import LOOPBACK
+from usb_remote.model import Server
+from usb_remote.watcher import Change, Watcher
 
 TIME_LIMIT = 20.0
 NAME = "demo"
@@ -55,7 +60,7 @@ def _say(text: str) -> None:
 @contextlib.asynccontextmanager
 async def _server() -> AsyncIterator[asyncio.subprocess.Process]:
     """`usb-remote server --virtual` on free ports of the loopback interface."""
-    options = ["--listen", multicast.LOOPBACK, "--port", "0", "--usbip-port", "0", "--name", NAME]
+    options = ["--listen", LOOPBACK, "--port", "0", "--usbip-port", "0", "--name", NAME]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "usb_remote", "server", "--virtual", *options),
         stdin=asyncio.subprocess.PIPE,
@@ -77,7 +82,7 @@ class _Demonstration:
         _say("A server starts. Its devices are programs: a serial port, a disk and a keyboard.")
         server = await self._discover()
         await self._list(server)
-        watching = _client(server).watch(_nobody())
+        watching = Watcher(_config(server), _nobody()).watch()
         async with contextlib.aclosing(watching) as changes:
             await self._plug_and_pull(changes)
             await self._use(server)
@@ -87,7 +92,7 @@ class _Demonstration:
         _say("A client looks for servers by mDNS; nobody told it an address.")
         start = time.perf_counter()
         while True:
-            async for server in mdns.browse(loopback=True):
+            async for server in browse(loopback=True):
                 if server.name == NAME and await self._is_ours(server):
                     spent = time.perf_counter() - start
                     _say(f"  found {server.name} at {server.addresses[0]}:{server.port}"
@@ -110,7 +115,7 @@ class _Demonstration:
 
     async def _list(self, server: Server) -> None:
         _say("$ usb-remote list")
-        async for answer in _client(server).listings():
+        async for answer in Finder(_config(server), browse).listings():
             if isinstance(answer, Failure):
                 raise answer.error
             output.print_listing(answer)
@@ -149,7 +154,7 @@ class _Demonstration:
     # -- using the devices
 
     async def _use(self, server: Server) -> None:
-        if os.geteuid() == 0 and shutil.which("usbip") and usbip.Vhci().is_loaded:
+        if os.geteuid() == 0 and shutil.which("usbip") and vhci.Vhci().is_loaded:
             _say(
                 "The kernel imports the serial port and the disk (you are root, vhci_hcd is there)."
             )
@@ -169,7 +174,7 @@ class _Demonstration:
             _check_sector(virtual.first_sector(handle))
 
     async def _use_kernel(self, server: Server) -> None:
-        client = _client(server)
+        client = Client(_config(server), browse, vhci.Vhci(), udev.wait_until_usable)
         for kind, check in (("serial", _talk), ("disk", _read_sector)):
             query = Query(bus=virtual.bus_id_of(kind))
             done = await client.attach(query)
@@ -180,10 +185,9 @@ class _Demonstration:
                 await client.detach(query)
 
 
-def _client(server: Server) -> Client:
+def _config(server: Server) -> Config:
     """A client that knows this server and asks nobody else."""
-    config = Config(servers=[f"{server.addresses[0]}:{server.port}"], discovery=False)
-    return Client(config, mdns.browse, usbip.Vhci(), udev.wait_until_usable)
+    return Config(servers=[f"{server.addresses[0]}:{server.port}"], discovery=False)
 
 
 def _check_echo(answer: bytes) -> None:

@@ -6,9 +6,9 @@ import sys
 
 from usb_remote import errors
 from usb_remote.cli import output, wiring
-from usb_remote.client import Failure, Search, no_server
 from usb_remote.config import Config
-from usb_remote.model import Query
+from usb_remote.finder import Failure, Search, no_server
+from usb_remote.matching import Query
 
 
 def list_devices(config: Config, host: str | None, wait: float, *, as_json: bool) -> None:
@@ -34,11 +34,11 @@ def list_devices(config: Config, host: str | None, wait: float, *, as_json: bool
 
 
 async def _search(config: Config, host: str | None, wait: float, *, live: bool) -> Search:
-    client = wiring.finder(config, wait)
+    finder = wiring.finder(config, wait)
     if not live:
-        return await client.search(host)
+        return await finder.search(host)
     found = Search()
-    async for answer in client.listings(host):
+    async for answer in finder.listings(host):
         if isinstance(answer, Failure):
             found.failures.append(answer)
         else:

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from stat import S_ISCHR, S_ISFIFO
 
-from usb_remote import __version__, errors, exporter, identity, mdns, protocol, server
+from usb_remote import __version__, errors, exporter, identity, leases, protocol, server
 from usb_remote.cli import output
 from usb_remote.config import ServerConfig
+from usb_remote.mdns import advertise
 from usb_remote.virtual import KINDS, VirtualDevices
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,9 @@ def _allow_many_files() -> None:
 
 
 async def _serve_kernel(config: ServerConfig) -> None:
-    from usb_remote import protection, udev, usbip
+    from usb_remote import protection, udev, usbip_host
 
-    host = usbip.Host()
+    host = usbip_host.Host()
     await host.load()
     try:
         host.check()
@@ -71,8 +72,8 @@ def _salt(config: ServerConfig) -> str:
 
 async def _run(
     config: ServerConfig,
-    source: exporter.DeviceSource,
-    host: exporter.ExportHost,
+    source: leases.DeviceSource,
+    host: leases.ExportHost,
     wakeup: server.Wakeup,
     server_id: str,
 ) -> None:
@@ -82,16 +83,19 @@ async def _run(
     )
     addresses = _listenable(config.listen)
     async with contextlib.AsyncExitStack() as stack:
-        export = exporter.Exporter(source, host)
+        held = leases.Leases(source, host)
+        stack.push_async_callback(held.stop)
+        export = exporter.Exporter(source, held)
         stack.push_async_callback(export.stop)
         await export.start(addresses, config.usbip_port)
+        await held.start()
         info = info.model_copy(update={"usbip_port": export.port})
-        control = server.ControlServer(source, wakeup, export, info)
-        export.on_change = control.refresh
+        control = server.ControlServer(source, wakeup, held, info)
+        held.on_change = control.refresh
         stack.push_async_callback(control.stop)
         await control.start(addresses, config.port)
         if config.advertise:
-            advertiser = mdns.Advertiser(info, control.port, config.listen)
+            advertiser = advertise.Advertiser(info, control.port, config.listen)
             stack.push_async_callback(advertiser.stop)
             await advertiser.start()
         _say_ready(info, control)

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 
 from usb_remote import errors
 from usb_remote.cli import output, wiring
-from usb_remote.client import Change
 from usb_remote.config import Config
-from usb_remote.model import Listing, Server, is_called
+from usb_remote.matching import is_called
+from usb_remote.mdns.browse import browse_for_ever
+from usb_remote.model import Listing, Server
+from usb_remote.watcher import Change, Watcher
 
 
 def watch(config: Config, host: str | None, *, as_json: bool) -> None:
@@ -16,12 +18,10 @@ def watch(config: Config, host: str | None, *, as_json: bool) -> None:
 
 
 async def _changes(config: Config, host: str | None) -> AsyncIterator[Change]:
-    from usb_remote import mdns
-
     if host is not None:
         config = config.model_copy(update={"servers": [host], "server_ranges": []})
-    found = mdns.browse_for_ever() if config.discovery else _nobody()
-    async for change in wiring.finder(config).watch(found):
+    found = browse_for_ever() if config.discovery else _nobody()
+    async for change in Watcher(config, found).watch():
         if host is None or is_called(change.server, host):
             yield change
 

@@ -1,15 +1,18 @@
-"""Put the client's parts together, and run it."""
+"""Put the client's parts together, and run them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from usb_remote.client import Client
 from usb_remote.config import Config
-from usb_remote.model import Attachment, BusId, Server
+from usb_remote.finder import Finder
+from usb_remote.mdns.browse import browse
+
+if TYPE_CHECKING:
+    from usb_remote.client import Client
 
 T = TypeVar("T")
 
@@ -19,40 +22,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def browse(wait: float = 0) -> AsyncIterator[Server]:
-    """Look for servers by mDNS, once."""
-    from usb_remote import mdns
-
-    return mdns.browse(wait)
+def finder(config: Config, wait: float = 0) -> Finder:
+    """What looks for servers and devices, for at least ``wait`` seconds."""
+    return Finder(config, partial(browse, wait))
 
 
-def finder(config: Config, wait: float = 0) -> Client:
-    """A client that only looks: without pyudev and the usbip command."""
-    return Client(config, partial(browse, wait), _NoImporter(), _no_nodes)
+def client(config: Config) -> Client:
+    """What attaches: needs pyudev and the usbip command."""
+    from usb_remote import client, udev, vhci
 
-
-def importer(config: Config) -> Client:
-    """A client that can attach."""
-    from usb_remote import udev, usbip
-
-    return Client(config, browse, usbip.Vhci(), udev.wait_until_usable)
-
-
-class _NoImporter:
-    async def prepare(self) -> None:
-        raise NotImplementedError
-
-    def list_attachments(self) -> list[Attachment]:
-        return []
-
-    async def attach(
-        self, address: str, bus_id: BusId, *, usbip_port: int, timeout: float
-    ) -> Attachment:
-        raise NotImplementedError
-
-    async def detach(self, vhci_port: int) -> None:
-        raise NotImplementedError
-
-
-async def _no_nodes(_bus_id: str, _timeout: float) -> tuple[str, ...]:
-    return ()
+    return client.Client(config, browse, vhci.Vhci(), udev.wait_until_usable)

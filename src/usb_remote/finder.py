@@ -1,0 +1,219 @@
+"""All servers at once: ask them, list what they have, find the device that is meant.
+
+Rule of this file: partial failure never hides what worked. Servers are asked concurrently, each
+one's answer is passed on the moment it is there, and those that fail are reported beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from usb_remote import errors, protocol
+from usb_remote.config import Config
+from usb_remote.connection import Connection, connect
+from usb_remote.matching import Query, is_called, is_same_server, select
+from usb_remote.model import Listing, Match, Server, Snapshot
+
+log = logging.getLogger(__name__)
+
+Browse = Callable[[], AsyncIterator[Server]]
+
+RANGE_TIMEOUT = 1.0
+"""Seconds that an address of ``server_ranges`` may take: most of them are nobody."""
+
+
+class Failure(NamedTuple):
+    """A server that did not answer as it should."""
+
+    server: Server
+    error: errors.UsbRemoteError
+
+
+@dataclass
+class _Candidate:
+    """A server to ask. A quiet one may well not exist, so its silence is no failure."""
+
+    server: Server
+    quiet: bool = False
+    timeout: float | None = None
+
+
+@dataclass
+class Search:
+    """What a whole search brought: in the order configuration, name, bus id."""
+
+    listings: list[Listing] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def select(self, query: Query) -> list[Match]:
+        return select((m for listing in self.listings for m in listing.matches), query)
+
+    def choose(self, query: Query) -> Match:
+        """The one device that is meant; raises as :meth:`Finder.find`."""
+        matches = self.select(query)
+        if not matches:
+            raise _nothing(self, query)
+        if len(matches) > 1 and not query.first:
+            listed = "\n".join(f"  {match}" for match in matches)
+            raise errors.Ambiguous(
+                f"{query} matches {len(matches)} devices:\n{listed}",
+                hint="say which one as SERVER/BUS-ID, or take the first one with --first",
+            )
+        return matches[0]
+
+
+class Finder:
+    """Asks servers.
+
+    Args:
+        config: which ones, and how long each may take.
+        browse: looks for more by mDNS, once; may fail, which is a warning.
+
+    """
+
+    def __init__(self, config: Config, browse: Browse) -> None:
+        self._config = config
+        self._browse = browse
+
+    async def listings(self, host: str | None = None) -> AsyncGenerator[Listing | Failure, None]:
+        """Each server's answer, as it arrives; the same server under two addresses once."""
+        answers: asyncio.Queue[Listing | Failure | None] = asyncio.Queue()
+        asking = asyncio.create_task(self._ask_all(host, answers))
+        shown: list[Server] = []
+        try:
+            while (answer := await answers.get()) is not None:
+                if isinstance(answer, Failure):
+                    yield answer
+                elif not any(is_same_server(answer.server, server) for server in shown):
+                    shown.append(answer.server)
+                    yield answer
+            await asking
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+
+    async def search(self, host: str | None = None) -> Search:
+        """Every server's answer, merged and ordered; the failures of dead ones beside them."""
+        found = Search()
+        async for answer in self.listings(host):
+            if isinstance(answer, Failure):
+                found.failures.append(answer)
+            else:
+                found.listings.append(answer)
+        found.listings.sort(key=lambda listing: self._rank(listing.server))
+        return found
+
+    def _rank(self, server: Server) -> tuple[int, str]:
+        """Configured servers in their order, then the others by name."""
+        names = [configured.name for configured in self._config.configured_servers]
+        return (names.index(server.name) if server.name in names else len(names), server.name)
+
+    async def _ask_all(
+        self, host: str | None, answers: asyncio.Queue[Listing | Failure | None]
+    ) -> None:
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            async for candidate in self._candidates(host):
+                tasks.append(asyncio.create_task(self._ask(candidate, answers)))
+            for task in tasks:
+                await task
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            answers.put_nowait(None)
+
+    async def _candidates(self, host: str | None) -> AsyncIterator[_Candidate]:
+        """Whom to ask: the configuration at once, then whoever mDNS brings."""
+        if host is not None:
+            async for candidate in self._named(host):
+                yield candidate
+            return
+        for server in self._config.configured_servers:
+            yield _Candidate(server)
+        for server in self._config.range_servers:
+            yield _Candidate(server, quiet=True, timeout=RANGE_TIMEOUT)
+        if not (self._config.servers or self._config.server_ranges):
+            yield _Candidate(self._config.server_at(protocol.LOCALHOST), quiet=True)
+        async for server in self._discovered():
+            yield _Candidate(server)
+
+    async def _named(self, host: str) -> AsyncIterator[_Candidate]:
+        """One server, by address, host name, or the name that it announces."""
+        direct = self._config.server_at(host)
+        yield _Candidate(direct, quiet=self._config.discovery)
+        async for server in self._discovered():
+            if is_called(server, host):
+                yield _Candidate(server)
+
+    async def _discovered(self) -> AsyncIterator[Server]:
+        if not self._config.discovery:
+            return
+        try:
+            async for server in self._browse():
+                yield server
+        except OSError as error:
+            log.warning("no discovery by mDNS: %s", error)
+
+    async def _ask(
+        self, candidate: _Candidate, answers: asyncio.Queue[Listing | Failure | None]
+    ) -> None:
+        timeout = candidate.timeout or self._config.timeout
+        try:
+            async with await connect(candidate.server, timeout) as connection:
+                answers.put_nowait(await _list(connection))
+        except errors.UsbRemoteError as error:
+            if not candidate.quiet:
+                answers.put_nowait(Failure(candidate.server, error))
+
+    async def find(self, query: Query) -> Match:
+        """The one device that is meant.
+
+        Raises:
+            NotFound, Ambiguous, Unreachable: the message lists what there is.
+
+        """
+        return (await self.search(query.host)).choose(query)
+
+
+async def _list(connection: Connection) -> Listing:
+    reply = await connection.request(protocol.ListRequest())
+    devices = protocol.parse_devices(reply.data)
+    if reply.server and connection.server.id not in (None, reply.server.id):
+        raise errors.Unreachable(
+            f"{connection.server.name}: another server answers at {connection.address}"
+        )
+    server = protocol.server_of(reply.server, connection.server)
+    addresses = dict.fromkeys((connection.address, *server.addresses))
+    return Listing(
+        server=server.model_copy(update={"addresses": tuple(addresses)}),
+        snapshot=Snapshot(revision=reply.revision, devices=devices),
+    )
+
+
+def _nothing(search: Search, query: Query) -> errors.UsbRemoteError:
+    """Why nothing matches: no server at all, only dead ones, or no such device."""
+    if search.listings:
+        return errors.NotFound(
+            f"no device matches {query}", hint="usb-remote list shows what there is"
+        )
+    if search.failures:
+        return search.failures[0].error
+    return no_server(query.host)
+
+
+def no_server(host: str | None = None) -> errors.UsbRemoteError:
+    """What to say when nobody answered."""
+    if host:
+        return errors.Unreachable(
+            f"no usb-remote server is known as {host}", hint="usb-remote list shows all servers"
+        )
+    return errors.NotFound(
+        "no usb-remote server found on this network",
+        hint="start one with: usb-remote server   or name one that mDNS does not reach with: "
+        "usb-remote config add-server HOST",
+    )

@@ -1,0 +1,150 @@
+"""Announce one server on all interfaces, whatever their addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+
+from zeroconf import Error, ServiceInfo
+from zeroconf.asyncio import AsyncZeroconf
+
+from usb_remote.mdns import TYPE, ways
+from usb_remote.model import clean
+from usb_remote.protocol import VERSION, Info
+
+log = logging.getLogger(__name__)
+
+ADDRESS_SETTLE = 0.3
+"""Seconds after an address change until the next look: addresses come in bunches."""
+
+
+class Advertiser:
+    """Announces one server for as long as it runs, on all interfaces, whatever their addresses.
+
+    Args:
+        info: who we are.
+        port: of the control protocol.
+        listen: what the server listens on; addresses it does not listen on are not announced.
+
+    """
+
+    def __init__(self, info: Info, port: int, listen: list[str]) -> None:
+        self._info = info
+        self._port = port
+        self._listen = [ipaddress.ip_address(address) for address in listen]
+        self._zeroconf: AsyncZeroconf | None = None
+        self._service: ServiceInfo | None = None
+        self._bound: dict[str, int] = {}
+        self._netlink: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._update: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Announce; if that is impossible, say so and try again when an address changes."""
+        self._netlink = ways.address_changes()
+        asyncio.get_running_loop().add_reader(self._netlink, self._on_change)
+        await self._announce()
+
+    async def stop(self) -> None:
+        """Say goodbye."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._update is not None:
+            self._update.cancel()
+            await asyncio.gather(self._update, return_exceptions=True)
+        if self._netlink is not None:
+            asyncio.get_running_loop().remove_reader(self._netlink)
+            self._netlink.close()
+        await self._withdraw()
+
+    async def _announce(self) -> None:
+        interfaces = self._interfaces()
+        self._bound = {i.address: i.number for i in ways.one_of_each(interfaces)}
+        self._service = self._made_service([i.address for i in interfaces])
+        try:
+            self._zeroconf = AsyncZeroconf(interfaces=list(self._bound) or [ways.LOOPBACK])
+            await self._zeroconf.async_register_service(self._service, cooperating_responders=True)
+        except (OSError, Error, RuntimeError) as error:
+            log.warning("not announced by mDNS: %s; clients need this server's address", error)
+            await self._withdraw()
+
+    async def _withdraw(self) -> None:
+        if self._zeroconf is not None:
+            zeroconf, self._zeroconf = self._zeroconf, None
+            await zeroconf.async_unregister_all_services()
+            await zeroconf.async_close()
+
+    def _interfaces(self) -> list[ways.Interface]:
+        """Those that the server listens on."""
+        loopback = all(address.is_loopback for address in self._listen)
+        found = ways.list_interfaces(loopback=loopback)
+        return [i for i in found if self._listens_on(ipaddress.ip_address(i.address))]
+
+    def _listens_on(self, own: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        return any(
+            own == a or (a.is_unspecified and a.version == own.version) for a in self._listen
+        )
+
+    def _made_service(self, addresses: list[str]) -> ServiceInfo:
+        """The instance name is unique by construction, so that probing can be skipped."""
+        label = f"{clean(self._info.name, 50)}-{self._info.id[:4]}"
+        host = "".join(c if c.isalnum() and c.isascii() else "-" for c in label)
+        return ServiceInfo(
+            TYPE,
+            f"{label.replace('.', '-')}.{TYPE}",
+            port=self._port,
+            server=f"{host}.local.",
+            parsed_addresses=addresses,
+            properties={
+                "txtvers": "1",
+                "proto": str(VERSION),
+                "id": self._info.id,
+                "name": self._info.name,
+                "version": self._info.version,
+                "usbip": str(self._info.usbip_port),
+            },
+        )
+
+    # -- addresses come and go
+
+    def _on_change(self) -> None:
+        if self._netlink is not None:
+            ways.drain(self._netlink)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(ADDRESS_SETTLE, self._look_again)
+
+    def _look_again(self) -> None:
+        if self._update is None or self._update.done():
+            self._update = asyncio.create_task(self._follow_addresses())
+        else:
+            self._on_change()
+
+    async def _follow_addresses(self) -> None:
+        interfaces = self._interfaces()
+        bound = {i.address: i.number for i in ways.one_of_each(interfaces)}
+        addresses = sorted(i.address for i in interfaces)
+        if self._zeroconf is None or self._service is None:
+            await self._announce()
+        elif bound != self._bound or addresses != sorted(self._service.parsed_addresses()):
+            log.info("addresses changed; announcing %s", ", ".join(addresses) or "none")
+            await self._rebind(self._zeroconf, bound)
+            self._service = self._made_service(addresses)
+            await (await self._zeroconf.async_update_service(self._service))
+
+    async def _rebind(self, zeroconf: AsyncZeroconf, bound: dict[str, int]) -> None:
+        """In two steps: an interface that was made anew with its old address looks the same to
+        zeroconf, but its group membership is gone (measured: deaf on IPv4 for ever).
+        """
+        kept = [a for a, number in self._bound.items() if bound.get(a) == number]
+        try:
+            if len(kept) < len(self._bound):
+                await zeroconf.async_update_interfaces(interfaces=kept or [ways.LOOPBACK])
+            await zeroconf.async_update_interfaces(interfaces=list(bound) or [ways.LOOPBACK])
+            self._bound = bound
+        except (OSError, RuntimeError) as error:
+            log.warning("mDNS on a changed network: %s; trying again", error)
+            self._bound = {}
+            self._on_change()

@@ -1,0 +1,168 @@
+"""The kernel's usbip-host driver on a server: bind, unbind, hand over sockets, all by sysfs.
+
+Rule of this file: no device is ever left without a driver. Why not the `usbip` command:
+docs/explanations/decisions/0002-sysfs-instead-of-usbip-bind.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from usb_remote import errors, programs
+from usb_remote.model import BusId
+
+SYSFS = Path("/sys")
+USED = 2
+"""``usbip_status``: enum usbip_device_status of drivers/usb/usbip/usbip_common.h, SDEV_ST_USED."""
+
+
+class Host:
+    """The usbip-host driver of this machine."""
+
+    def __init__(self, sysfs: Path = SYSFS) -> None:
+        self._devices = sysfs / "bus/usb/devices"
+        self._bus = sysfs / "bus/usb"
+        self._driver = sysfs / "bus/usb/drivers/usbip-host"
+
+    def check(self) -> None:
+        """See whether devices can be exported.
+
+        Raises:
+            SystemFault: the module or a permission is missing; the hint mends it.
+
+        """
+        if not self._driver.is_dir():
+            raise errors.SystemFault(
+                "the kernel module usbip_host is not loaded, so nothing can be exported",
+                hint="type: sudo modprobe usbip_host",
+            )
+        if not os.access(self._driver / "bind", os.W_OK):
+            raise errors.SystemFault(
+                "no permission to bind devices to usbip-host", hint="run the server as root (sudo)"
+            )
+
+    async def load(self) -> None:
+        """Load the module, if that is needed and allowed; :meth:`check` says how it ended."""
+        if not self._driver.is_dir() and os.geteuid() == 0:
+            await programs.modprobe("usbip_host")
+
+    def list_bound(self) -> list[BusId]:
+        return [BusId(p.name) for p in self._driver.glob("*-*") if p.is_symlink()]
+
+    def is_bound(self, bus_id: BusId) -> bool:
+        driver = self._devices / bus_id / "driver"
+        return driver.is_symlink() and driver.readlink().name == "usbip-host"
+
+    async def bind(self, bus_id: BusId) -> None:
+        """Give the device to usbip-host; on failure its own driver has it again.
+
+        Raises:
+            SystemFault: the kernel refuses.
+
+        """
+        self.check()
+        if not self.is_bound(bus_id):
+            await asyncio.to_thread(self._bind, bus_id)
+
+    def _bind(self, bus_id: BusId) -> None:
+        """The entry first: if there is no module or no free entry, nothing has happened yet."""
+        try:
+            _write(self._driver / "match_busid", f"add {bus_id}")
+        except OSError as error:
+            raise _bind_failure(bus_id, error) from error
+        try:
+            if (self._devices / bus_id / "driver").exists():
+                _write(self._devices / bus_id / "driver/unbind", bus_id)
+            _write(self._driver / "bind", bus_id)
+        except OSError as error:
+            self._probe(bus_id)
+            raise _bind_failure(bus_id, error) from error
+
+    async def unbind(self, bus_id: BusId) -> None:
+        """Give the device back to its own driver; what was pulled or never bound is left alone."""
+        await asyncio.to_thread(self._unbind, bus_id)
+
+    def _unbind(self, bus_id: BusId) -> None:
+        """`unbind`, then at once `rebind`, which also frees the entry of match_busid.
+
+        Nothing else does, and in any other state `rebind` may crash the kernel, so it is written
+        only after an `unbind` that worked; `del` poisons the entry (kernel 6.1, decision 0002).
+        """
+        if not self.is_bound(bus_id):
+            self._probe(bus_id)
+            return
+        with contextlib.suppress(OSError):  # pulled at this very moment
+            _write(self._driver / "unbind", bus_id)
+            if (self._devices / bus_id).exists():
+                _write(self._driver / "rebind", bus_id)
+        self._probe(bus_id)
+
+    def _probe(self, bus_id: BusId) -> None:
+        """See that a device which is there has a driver."""
+        if (self._devices / bus_id).exists() and not (self._devices / bus_id / "driver").exists():
+            _try(self._bus / "drivers_probe", bus_id)
+
+    async def export(self, bus_id: BusId, fd: int) -> None:
+        """Hand a connected socket to the kernel: from now on it carries the device.
+
+        The write waits while the kernel resets the device after a session (about 150 ms).
+
+        Raises:
+            Busy: another socket has it.
+            SystemFault: the device is in an error state or gone.
+
+        """
+        try:
+            await asyncio.to_thread(_write, self._devices / bus_id / "usbip_sockfd", str(fd))
+        except OSError as error:
+            if self.status(bus_id) == USED:
+                raise errors.Busy(f"{bus_id} is in use") from error
+            raise errors.SystemFault(f"cannot export {bus_id}: {error.strerror}") from error
+
+    async def release(self, bus_id: BusId) -> None:
+        """End the session, whoever has it; nothing happens if there is none."""
+        await asyncio.to_thread(_try, self._devices / bus_id / "usbip_sockfd", "-1")
+
+    def status(self, bus_id: BusId) -> int | None:
+        """1 if it is free, USED, 3 for an error; None while the device is not bound."""
+        try:
+            return int((self._devices / bus_id / "usbip_status").read_text())
+        except (OSError, ValueError):
+            return None
+
+    async def wait_free(self, bus_id: BusId, timeout: float) -> None:
+        """Wait until the kernel has reset the device; it tells nobody when (FACTS)."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self.status(bus_id) == USED:  # noqa: ASYNC110 - no event exists
+                    await asyncio.sleep(0.02)
+
+
+def _bind_failure(bus_id: BusId, error: OSError) -> errors.SystemFault:
+    if error.errno == errno.ENOMEM:  # MAX_BUSID of drivers/usb/usbip/stub.h
+        return errors.SystemFault(
+            f"cannot bind {bus_id}: usbip-host has room for 16 devices, and all are taken",
+            hint="detach one, or if fewer are in use: sudo modprobe -r usbip_host, then modprobe",
+        )
+    return errors.SystemFault(f"cannot bind {bus_id}: {error.strerror} ({error.filename})")
+
+
+def _write(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _try(path: Path, text: str) -> None:
+    """Write where the device may just have gone, or the entry may not exist."""
+    with contextlib.suppress(OSError):
+        _write(path, text)

@@ -1,0 +1,109 @@
+"""All servers for ever: what they have now, and again after each change.
+
+Rule of this file: one server is followed once, however many entries lead to it; when it is lost,
+that is said once, and it is asked again until it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import NamedTuple
+
+from usb_remote import errors, protocol
+from usb_remote.config import Config
+from usb_remote.connection import connect
+from usb_remote.matching import merge
+from usb_remote.model import Listing, Server
+
+RECONNECT = 2.0
+"""Seconds before a lost server is asked again."""
+
+
+class Change(NamedTuple):
+    """A line of a watch: the newest listing of a server, or why there is none any more."""
+
+    server: Server
+    listing: Listing | None
+    error: errors.UsbRemoteError | None = None
+
+
+class Watcher:
+    """Follows servers.
+
+    Args:
+        config: the configured ones.
+        found: servers as mDNS finds them, for as long as the watch goes on.
+        reconnect: seconds before a lost server is asked again.
+
+    """
+
+    def __init__(
+        self, config: Config, found: AsyncIterator[Server], reconnect: float = RECONNECT
+    ) -> None:
+        self._config = config
+        self._found = found
+        self._reconnect = reconnect
+
+    async def watch(self) -> AsyncGenerator[Change, None]:
+        """Every server's newest listing, again after each change, for ever."""
+        changes: asyncio.Queue[Change] = asyncio.Queue()
+        watching = asyncio.create_task(self._watch_all(changes))
+        try:
+            while True:
+                get = asyncio.create_task(changes.get())
+                await asyncio.wait({get, watching}, return_when=asyncio.FIRST_COMPLETED)
+                if not get.done():
+                    get.cancel()
+                    watching.result()
+                    return
+                yield get.result()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _watch_all(self, changes: asyncio.Queue[Change]) -> None:
+        tasks: dict[str, asyncio.Task[None]] = {}
+        owners: dict[str, Server] = {}
+        local = [self._config.server_at(protocol.LOCALHOST)] if not self._config.servers else []
+        async with asyncio.TaskGroup() as group:
+            for server in merge([*self._config.configured_servers, *local]):
+                group.create_task(self._follow(server, changes, owners, server not in local))
+            async for server in self._found:
+                key = f"{server.id} {sorted(server.addresses)}"
+                if key not in tasks or tasks[key].done():
+                    tasks[key] = group.create_task(self._follow(server, changes, owners, False))
+
+    async def _follow(
+        self,
+        server: Server,
+        changes: asyncio.Queue[Change],
+        owners: dict[str, Server],
+        loud: bool,
+    ) -> None:
+        """Follow one server; when it is lost, say so once and ask again until it is back.
+
+        ``owners`` says by which entry a server id is followed already: that one is enough.
+        """
+        told = server
+        while True:
+            try:
+                async for told, listing in self._listings_of(server):
+                    if owners.setdefault(told.id or told.name, server) is not server:
+                        return
+                    loud = True
+                    changes.put_nowait(Change(told, listing))
+            except errors.UsbRemoteError as error:
+                if loud:
+                    changes.put_nowait(Change(told, None, error))
+                loud = False
+                if owners.get(told.id or told.name) is server:
+                    del owners[told.id or told.name]
+            await asyncio.sleep(self._reconnect)
+
+    async def _listings_of(self, server: Server) -> AsyncIterator[tuple[Server, Listing]]:
+        async with await connect(server, self._config.timeout) as connection:
+            async for event in connection.watch():
+                if event.event == "snapshot":
+                    told = protocol.server_of(event.server, server)
+                    yield told, Listing(server=told, snapshot=event.snapshot)
