@@ -10,6 +10,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterable
+from functools import partial
 
 from usb_remote import errors, usbip_wire
 from usb_remote.leases import DeviceSource, Leases
@@ -46,6 +47,7 @@ class Exporter:
         self._timeout = timeout
         self._listeners: list[socket.socket] = []
         self._handshakes: dict[socket.socket, asyncio.Task[None]] = {}
+        self._imports: set[asyncio.Task[None]] = set()
 
     async def start(self, addresses: Iterable[str], port: int) -> None:
         """Listen.
@@ -70,7 +72,8 @@ class Exporter:
             listener.close()
         for task in list(self._handshakes.values()):
             task.cancel()
-        await asyncio.gather(*self._handshakes.values(), return_exceptions=True)
+        tasks = (*self._handshakes.values(), *self._imports)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the peer may be gone already
@@ -81,10 +84,11 @@ class Exporter:
                 self._handshakes.pop(oldest).cancel()
             task = asyncio.create_task(self._handshake(connection, _plain(peer[0])))
             self._handshakes[connection] = task
-            task.add_done_callback(lambda _: self._shaken(connection))
+            task.add_done_callback(partial(self._shaken, connection))
 
-    def _shaken(self, connection: socket.socket) -> None:
+    def _shaken(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._handshakes.pop(connection, None)
+        self._imports.discard(task)
         if not self._leases.has(connection):
             connection.close()
 
@@ -93,6 +97,7 @@ class Exporter:
             async with asyncio.timeout(self._timeout):
                 request = await _read_request(connection)
             if isinstance(request, usbip_wire.ImportRequest):
+                self._imports.add(self._handshakes.pop(connection))  # from here to the end
                 await self._import(connection, request.bus_id, address)
             else:
                 await self._devlist(connection)

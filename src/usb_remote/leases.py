@@ -14,10 +14,11 @@ import contextlib
 import logging
 import select
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from math import inf
+from typing import Any, Protocol
 
 from usb_remote import errors
 from usb_remote.model import BusId, Device, Holder, State
@@ -73,13 +74,8 @@ class _Lease:
     holder: Holder | None = None
     session: socket.socket | None = None
     bound: bool = False
-    timer: asyncio.TimerHandle | None = None
+    expires: float = inf
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def stop_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
 
 
 class Leases:
@@ -101,7 +97,7 @@ class Leases:
         self._host = host
         self._times = times
         self._leases: dict[BusId, _Lease] = {}
-        self._ends: dict[int, BusId] = {}
+        self._ends: dict[int, tuple[BusId, socket.socket]] = {}
         self._epoll = select.epoll()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -121,9 +117,7 @@ class Leases:
         if self._epoll.closed:
             return
         asyncio.get_running_loop().remove_reader(self._epoll.fileno())
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks)  # each ends within Times.reset
         await asyncio.gather(*(self._give_back(bus_id) for bus_id in list(self._leases)))
         self._epoll.close()
 
@@ -190,10 +184,8 @@ class Leases:
             raise _busy(device, other)
 
     def _hold(self, bus_id: BusId, lease: _Lease, holder: Holder) -> None:
-        lease.stop_timer()
         lease.holder = holder
-        loop = asyncio.get_running_loop()
-        lease.timer = loop.call_later(self._times.reservation, self._later, self._expire, bus_id)
+        self._expire_in(self._times.reservation, bus_id, lease)
         self.on_change()
 
     # -- sessions
@@ -231,11 +223,11 @@ class Leases:
     def _begin_session(
         self, connection: socket.socket, bus_id: BusId, lease: _Lease, address: str
     ) -> None:
-        lease.stop_timer()
+        lease.expires = inf
         lease.session = connection
         holder = lease.holder or Holder(host=address, address=address)
         lease.holder = holder.model_copy(update={"since": datetime.now(UTC)})
-        self._ends[connection.fileno()] = bus_id
+        self._ends[connection.fileno()] = (bus_id, connection)
         self._epoll.register(
             connection.fileno(), select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
         )
@@ -251,18 +243,15 @@ class Leases:
     def _on_ends(self) -> None:
         for fd, _events in self._epoll.poll(0):
             self._epoll.unregister(fd)
-            self._later(self._ended, self._ends.pop(fd))
+            self._spawn(self._ended(*self._ends.pop(fd)))
 
-    async def _ended(self, bus_id: BusId) -> None:
+    async def _ended(self, bus_id: BusId, session: socket.socket) -> None:
         """The connection is down: the client let go, vanished, or the device was unplugged."""
-        lease = self._leases.get(bus_id)
-        if lease is None:
-            return
+        lease = self._lease(bus_id)
         async with lease.lock:
-            await self._end(bus_id, lease)
-            lease.stop_timer()
-            loop = asyncio.get_running_loop()
-            lease.timer = loop.call_later(self._times.grace, self._later, self._expire, bus_id)
+            if lease.session is session:
+                await self._end(bus_id, lease)
+                self._expire_in(self._times.grace, bus_id, lease)
 
     async def _end(self, bus_id: BusId, lease: _Lease) -> None:
         """Close a session and wait for the kernel to have the device ready again."""
@@ -279,17 +268,20 @@ class Leases:
         log.info("%s is free again (was with %s)", bus_id, holder)
         self.on_change()
 
+    def _expire_in(self, seconds: float, bus_id: BusId, lease: _Lease) -> None:
+        loop = asyncio.get_running_loop()
+        lease.expires = loop.time() + seconds
+        loop.call_at(lease.expires, lambda: self._spawn(self._expire(bus_id)))
+
     async def _expire(self, bus_id: BusId) -> None:
-        """Nobody came (back) in time."""
-        lease = self._leases.get(bus_id)
-        if lease is None:
-            return
+        """Nobody came (back) in time; if somebody did, the moment was moved."""
+        lease = self._lease(bus_id)
         async with lease.lock:
-            if lease.session is None:
+            if asyncio.get_running_loop().time() >= lease.expires and not self._epoll.closed:
                 await self._free(bus_id, lease)
 
     async def _free(self, bus_id: BusId, lease: _Lease) -> None:
-        lease.stop_timer()
+        lease.expires = inf
         lease.holder = None
         if lease.bound:
             lease.bound = False
@@ -308,14 +300,15 @@ class Leases:
         raise errors.NotFound(f"no device at {bus_id}")
 
     async def _bind(self, bus_id: BusId, lease: _Lease) -> None:
-        await self._host.bind(bus_id)
         lease.bound = True
+        try:
+            await self._host.bind(bus_id)
+        except errors.UsbRemoteError:
+            lease.bound = False
+            raise
 
-    def _later(self, action: Callable[[BusId], Awaitable[None]], bus_id: BusId) -> None:
-        async def run() -> None:
-            await action(bus_id)
-
-        task = asyncio.create_task(run())
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -105,9 +105,7 @@ class ControlServer:
             server.close()
         for connection in list(self._connections):
             connection.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # bounded, see leases.Times
         for server in self._servers:
             await server.wait_closed()
 
