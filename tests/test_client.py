@@ -87,7 +87,8 @@ def finder(
 
 
 def client(*configured: str, importer: UserSpaceImporter | None = None) -> Client:
-    return Client(knowing(*configured), found(), importer or UserSpaceImporter(), nodes)
+    here = importer or UserSpaceImporter()
+    return Client(knowing(*configured), found(), here, nodes, "me", lambda: {HOST})
 
 
 def knowing(*configured: str, timeout: float = 2.0) -> Config:

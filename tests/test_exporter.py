@@ -15,8 +15,8 @@ from usb_remote.leases import Leases, Times
 from usb_remote.model import BusId, Device, Holder, State
 
 SERIAL, DISK = BusId("1-1"), BusId("1-2")
-ANN = Holder(user="ann", host="pc1", address=HOST)
-BOB = Holder(user="bob", host="pc2", address="10.0.0.2")
+ANN = Holder(user="ann", host="pc1", client="c1", address=HOST)
+BOB = Holder(user="bob", host="pc2", client="c2", address="10.0.0.2")
 
 
 def device(bench: Running, bus_id: BusId) -> Device:
@@ -70,7 +70,7 @@ async def test_a_second_client_never_steals(bench: Running) -> None:
         with pytest.raises(errors.Busy, match=r"in use by 127\.0\.0\.1 since"):
             await bench.leases.reserve(device(bench, SERIAL), BOB)
         with pytest.raises(errors.Busy):
-            await bench.leases.release(device(bench, SERIAL), BOB.address)
+            await bench.leases.release(device(bench, SERIAL), BOB)
         assert device(bench, SERIAL).state is State.IN_USE
 
 
@@ -87,7 +87,7 @@ async def test_a_reservation_keeps_others_out_until_it_expires() -> None:
 
 async def test_a_client_may_give_its_reservation_back(bench: Running) -> None:
     await bench.leases.reserve(device(bench, SERIAL), ANN)
-    await bench.leases.release(device(bench, SERIAL), ANN.address)
+    await bench.leases.release(device(bench, SERIAL), ANN)
     assert device(bench, SERIAL).state is State.AVAILABLE
 
 
@@ -97,6 +97,18 @@ async def test_a_client_that_comes_back_after_a_crash_gets_its_device(bench: Run
         await bench.leases.reserve(device(bench, SERIAL), ANN)
         with await import_it(bench, SERIAL):
             assert device(bench, SERIAL).state is State.IN_USE
+
+
+async def test_a_client_is_known_by_its_id_whatever_its_address(bench: Running) -> None:
+    by_ipv6 = ANN.model_copy(update={"address": "fd00::1"})
+    neighbour = BOB.model_copy(update={"address": ANN.address})
+    await bench.leases.reserve(device(bench, SERIAL), ANN)
+    with pytest.raises(errors.Busy):
+        await bench.leases.reserve(device(bench, SERIAL), neighbour)
+    with pytest.raises(errors.Busy):
+        await bench.leases.release(device(bench, SERIAL), neighbour)
+    await bench.leases.release(device(bench, SERIAL), by_ipv6)
+    assert device(bench, SERIAL).state is State.AVAILABLE
 
 
 async def test_a_pulled_device_ends_its_session(bench: Running) -> None:

@@ -59,6 +59,8 @@ class Client:
         browse: looks for servers by mDNS.
         importer: imports devices here.
         wait_until_usable: local bus id, seconds -> device nodes.
+        client_id: of this machine, see identity.py.
+        local_addresses: every address of this machine, for holders that said no id.
 
     """
 
@@ -68,11 +70,15 @@ class Client:
         browse: Browse,
         importer: Importer,
         wait_until_usable: Callable[[str, float], Awaitable[tuple[str, ...]]],
+        client_id: str,
+        local_addresses: Callable[[], set[str]],
     ) -> None:
         self._config = config
         self._finder = Finder(config, browse)
         self._importer = importer
         self._wait_until_usable = wait_until_usable
+        self._client_id = client_id
+        self._local_addresses = local_addresses
 
     async def attach(self, query: Query) -> Attached:
         """Make the device appear here, and wait until it can be used.
@@ -85,13 +91,13 @@ class Client:
         match = await self._finder.find(query)
         async with await connect(match.server, self._config.timeout) as connection:
             for local in self._attachments_of(match):
-                if _is_alive(local, match.device, connection):
+                if self._is_mine(match.device) and local.devid == _devid(match.device):
                     return Attached(match, await self._usable(local), already=True)
                 log.warning(
                     "vhci port %d is a leftover of a lost server: detaching it", local.vhci_port
                 )
                 await self._importer.detach(local.vhci_port)
-            device = await _ask_for(connection, "attach", match.device)
+            device = await self._ask_for(connection, "attach", match.device)
             attachment = await self._import(connection, match, device)
         return Attached(Match(match.server, device), await self._usable(attachment))
 
@@ -104,8 +110,15 @@ class Client:
                 timeout=max(self._config.timeout, 5.0),
             )
         except BaseException:
-            await _give_back(connection, match.device)
+            await self._give_back(connection, match.device)
             raise
+
+    async def _give_back(self, connection: Connection, device: Device) -> None:
+        """The import failed: tell the server, so that nobody waits for our reservation."""
+        try:
+            await asyncio.shield(self._ask_for(connection, "detach", device))
+        except errors.UsbRemoteError as error:
+            log.debug("reservation not given back: %s", error)
 
     async def _usable(self, attachment: Attachment) -> Attachment:
         if attachment.local_bus_id is None:
@@ -114,7 +127,30 @@ class Client:
         return attachment.model_copy(update={"nodes": nodes})
 
     def _attachments_of(self, match: Match) -> list[Attachment]:
-        return [a for a in self._importer.list_attachments() if _belongs(a, match)]
+        return [a for a in self._importer.list_attachments() if self._belongs(a, match)]
+
+    def _belongs(self, attachment: Attachment, match: Match) -> bool:
+        """Whether an import here is of this device on this server.
+
+        Only root may read what it is an import of. Others need everything that they can see to fit,
+        and the server to say that this machine has the device: identical servers are common.
+        """
+        device = match.device
+        if attachment.bus_id is not None:
+            here = {address.partition("%")[0] for address in match.server.addresses}
+            address = attachment.address.partition("%")[0]
+            return attachment.bus_id == device.bus_id and address in here
+        seen = (attachment.devid, attachment.hardware_id, attachment.serial)
+        return self._is_mine(device) and seen == (_devid(device), device.hardware_id, device.serial)
+
+    def _is_mine(self, device: Device) -> bool:
+        """Whether the server says that this machine has the device."""
+        holder = device.holder
+        if device.state is not State.IN_USE or holder is None:
+            return False
+        if holder.client:
+            return holder.client == self._client_id
+        return holder.address in self._local_addresses()
 
     async def detach(self, query: Query) -> Detached:
         """Let the device go here, and see that its server has it back.
@@ -128,15 +164,12 @@ class Client:
         attachments = self._importer.list_attachments()
         search = await self._finder.search(query.host)
         matches = search.select(query)
-        pairs = [(m, a) for m in matches for a in attachments if _belongs(a, m)]
+        pairs = [(m, a) for m in matches for a in attachments if self._belongs(a, m)]
         known = {a.vhci_port for _, a in pairs}
         orphans = [a for a in attachments if a.vhci_port not in known and _is_meant(a, query)]
         choices: list[tuple[Match | None, Attachment]] = [*pairs, *((None, a) for a in orphans)]
         if len(choices) > 1 and not query.first:
-            listed = "\n".join(
-                f"  vhci port {a.vhci_port}: {a.address}/{a.bus_id}" for _, a in choices
-            )
-            raise errors.Ambiguous(f"{query} matches {len(choices)} attached devices:\n{listed}")
+            raise _several(query, [attachment for _, attachment in choices])
         if not choices:
             return await self._not_attached(search.choose(query))
         match, attachment = choices[0]
@@ -144,42 +177,34 @@ class Client:
         return Detached(await self._given_back(match) if match else None, attachment)
 
     async def _not_attached(self, match: Match) -> Detached:
-        """Nothing is imported here: a success, unless somebody else has it."""
-        if match.device.state is State.IN_USE:
-            async with await connect(match.server, self._config.timeout) as connection:
-                device = await _ask_for(connection, "detach", match.device)
-                return Detached(Match(match.server, device), None)
-        return Detached(match, None)
+        """Nothing is imported here, which is a success; what we only hold over there is let go."""
+        return Detached(
+            await self._given_back(match) if self._is_mine(match.device) else match, None
+        )
 
     async def _given_back(self, match: Match) -> Match:
         """Confirm with the server; what is detached here stays detached if it is mute."""
         try:
             async with await connect(match.server, self._config.timeout) as connection:
-                return Match(match.server, await _ask_for(connection, "detach", match.device))
+                device = await self._ask_for(connection, "detach", match.device)
+                return Match(match.server, device)
         except errors.UsbRemoteError as error:
             log.warning("detached here, but %s does not confirm it: %s", match.server.name, error)
             return match
 
-
-async def _ask_for(connection: Connection, command: str, device: Device) -> Device:
-    request = protocol.DeviceRequest.model_validate(
-        {
-            "command": command,
-            "bus": str(device.bus_id),
-            "user": _user(),
-            "host": socket.gethostname(),
-        }
-    )
-    reply = await connection.request(request)
-    return protocol.parse_device(reply.data)
-
-
-async def _give_back(connection: Connection, device: Device) -> None:
-    """The import failed: tell the server, so that nobody has to wait for our reservation."""
-    try:
-        await asyncio.shield(_ask_for(connection, "detach", device))
-    except errors.UsbRemoteError as error:
-        log.debug("reservation not given back: %s", error)
+    async def _ask_for(self, connection: Connection, command: str, device: Device) -> Device:
+        """Ask the server of a connection; what is wrong on its machine is said to be there."""
+        who = {"user": _user(), "host": socket.gethostname(), "client": self._client_id}
+        request = protocol.DeviceRequest.model_validate(
+            {"command": command, "bus": str(device.bus_id), **who}
+        )
+        try:
+            reply = await connection.request(request)
+        except errors.SystemFault as error:
+            name = connection.server.host_name or connection.server.name
+            hint = f"on {name}, {error.hint}" if error.hint else None
+            raise errors.SystemFault(f"on {name}: {error.message}", hint=hint) from None
+        return protocol.parse_device(reply.data)
 
 
 def _user() -> str:
@@ -189,23 +214,9 @@ def _user() -> str:
         return "unknown"
 
 
-def _belongs(attachment: Attachment, match: Match) -> bool:
-    """Whether an import here is of this device on this server."""
-    if attachment.bus_id is None:  # not root: the server's device number must do
-        return attachment.devid == match.device.bus << 16 | match.device.devnum
-    here = {address.partition("%")[0] for address in match.server.addresses}
-    return attachment.bus_id == match.device.bus_id and attachment.address.partition("%")[0] in here
-
-
-def _is_alive(attachment: Attachment, device: Device, connection: Connection) -> bool:
-    """Whether the server still thinks that we have it; after its reboot it does not."""
-    holder = device.holder
-    return (
-        device.state is State.IN_USE
-        and holder is not None
-        and holder.address == connection.local_address.partition("%")[0]
-        and attachment.devid == device.bus << 16 | device.devnum
-    )
+def _devid(device: Device) -> int:
+    """The number that vhci-hcd shows for an import (drivers/usb/usbip/vhci_sysfs.c)."""
+    return device.bus << 16 | device.devnum
 
 
 def _is_meant(attachment: Attachment, query: Query) -> bool:
@@ -226,3 +237,11 @@ def _is_meant(attachment: Attachment, query: Query) -> bool:
 
 def _host_fits(attachment: Attachment, query: Query) -> bool:
     return query.host is None or query.host == attachment.address
+
+
+def _several(query: Query, attachments: list[Attachment]) -> errors.Ambiguous:
+    listed = "\n".join(f"  vhci port {a.vhci_port}: {a.address}/{a.bus_id}" for a in attachments)
+    return errors.Ambiguous(
+        f"{query} matches {len(attachments)} attached devices:\n{listed}",
+        hint="say which one as SERVER/BUS-ID, or take the first one with --first",
+    )

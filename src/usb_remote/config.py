@@ -15,7 +15,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from usb_remote import errors
 from usb_remote.model import Server, clean
@@ -42,7 +49,7 @@ def split_host(text: str) -> tuple[str, int | None]:
     if text.count(":") > 1 and not text.startswith("["):
         return str(ipaddress.IPv6Address(text)), None
     found = _HOST.fullmatch(text)
-    if not found:
+    if not found or not 0 < int(found["port"] or 1) < 65536:
         raise ValueError(f"{clean(text)!r} is not a host, host:port or [address]:port")
     return found["v6"] or found["name"], int(found["port"]) if found["port"] else None
 
@@ -63,9 +70,18 @@ def expand_range(text: str) -> list[str]:
     return [str(ipaddress.IPv4Address(f"{prefix}{last}")) for last in range(start, stop + 1)]
 
 
+def _parse_address(text: object) -> str:
+    try:
+        return str(ipaddress.ip_address(str(text)))
+    except ValueError:
+        raise ValueError(f"{clean(text)!r} is not an IP address such as 0.0.0.0 or ::") from None
+
+
 Host = Annotated[str, BeforeValidator(_parse_host)]
 Range = Annotated[str, BeforeValidator(_parse_range)]
-Port = Annotated[int, Field(ge=1, le=65535)]
+Address = Annotated[str, BeforeValidator(_parse_address)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+"""0 stands for any free port, which only makes sense for a server that is announced."""
 
 
 class _Section(BaseModel):
@@ -84,7 +100,7 @@ class ServerConfig(_Section):
 
     """
 
-    listen: list[str] = ["0.0.0.0", "::"]
+    listen: list[Address] = ["0.0.0.0", "::"]
     port: Port = 5055
     usbip_port: Port = 3240
     name: str = Field(default="", max_length=63)
@@ -111,6 +127,13 @@ class Config(_Section):
     discovery: bool = True
     server: ServerConfig = ServerConfig()
 
+    @field_validator("server_ranges")
+    @classmethod
+    def _bounded(cls, ranges: list[str]) -> list[str]:
+        if sum(len(expand_range(text)) for text in ranges) > MAX_RANGE:
+            raise ValueError(f"more than {MAX_RANGE} addresses, and each is asked by every command")
+        return ranges
+
     @property
     def configured_servers(self) -> list[Server]:
         return [self.server_at(text) for text in self.servers]
@@ -118,7 +141,7 @@ class Config(_Section):
     @property
     def range_servers(self) -> list[Server]:
         addresses = [a for text in self.server_ranges for a in expand_range(text)]
-        return [self.server_at(address) for address in addresses[:MAX_RANGE]]
+        return [self.server_at(address) for address in addresses]
 
     def server_at(self, text: str) -> Server:
         """A server that a person named; raises UsageError."""
@@ -153,7 +176,8 @@ def find_path(option: Path | None, environment: Mapping[str, str] = os.environ) 
         if path is not None:
             if not path.expanduser().is_file():
                 raise errors.ConfigError(
-                    f"{path} (from {who}) does not exist", hint="usb-remote config path says more"
+                    f"{path} (from {who}) does not exist",
+                    hint="usb-remote config add-server HOST makes it",
                 )
             return path.expanduser()
     return next((path for path in candidate_paths(environment) if path.is_file()), None)
@@ -161,9 +185,9 @@ def find_path(option: Path | None, environment: Mapping[str, str] = os.environ) 
 
 def path_to_write(option: Path | None, environment: Mapping[str, str] = os.environ) -> Path:
     """The file that `config add-server` and its like change, or make."""
-    named = option or (Path(environment[VARIABLE]) if environment.get(VARIABLE) else None)
+    named = option or environment.get(VARIABLE) or environment.get(LEGACY_VARIABLE)
     if named:
-        return named.expanduser()
+        return Path(named).expanduser()
     return find_path(None, environment) or list(candidate_paths(environment))[1]
 
 
@@ -181,7 +205,8 @@ def load(path: Path | None) -> Config:
         return Config()
     data = _parse(path)
     try:
-        return Config.model_validate(data or {})
+        given = {key: value for key, value in (data or {}).items() if value is not None}
+        return Config.model_validate(given)
     except ValidationError as error:
         raise _explained(path, data, error) from None
 
@@ -246,6 +271,16 @@ def remove_server(path: Path, server: str) -> bool:
         return False
     _change(path, lambda data: data["servers"].remove(server))
     return True
+
+
+def overridden(section: ServerConfig, given: Mapping[str, Any]) -> ServerConfig:
+    """The section with what the command line says instead; raises UsageError."""
+    try:
+        return ServerConfig.model_validate(section.model_dump() | dict(given))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        message = clean(first["msg"].removeprefix("Value error, "))
+        raise errors.UsageError(f"--{first['loc'][0]}: {message}") from None
 
 
 def set_timeout(path: Path, timeout: float) -> None:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from usb_remote import errors, protocol
-from usb_remote.model import Server
+from usb_remote.model import Listing, Server, Snapshot
 
 HEAD_START = 0.1
 """Seconds that the first of several addresses has for itself."""
@@ -121,6 +121,20 @@ class Connection:
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
+
+
+async def list_devices(connection: Connection) -> Listing:
+    """Everything that this server has; raises as :meth:`Connection.request`."""
+    reply = await connection.request(protocol.ListRequest())
+    devices = protocol.parse_devices(reply.data)
+    if reply.server and connection.server.id not in (None, reply.server.id):
+        raise errors.Unreachable(
+            f"{connection.server.name}: another server answers at {connection.address}"
+        )
+    return Listing(
+        server=protocol.server_of(reply.server, connection.server, connection.address),
+        snapshot=Snapshot(revision=reply.revision, devices=devices),
+    )
 
 
 async def connect(server: Server, timeout: float, *, only: str | None = None) -> Connection:

@@ -26,7 +26,8 @@ class Limits:
     """What one client, or a thousand, may cost this server.
 
     Attributes:
-        connections: control connections in all; beyond that the longest idle one gives way.
+        connections: control connections in all; beyond that the oldest one that does not watch
+            gives way.
         connections_per_address: the same for one address.
         request_timeout: seconds for a request to arrive, from the connection or its first byte.
         idle_timeout: seconds that a connection may be quiet between two requests.
@@ -88,14 +89,16 @@ class ControlConnection(asyncio.Protocol):
         if self._linger_left:
             self._discard(len(data))
             return
+        was_pending = self._framer.pending
         try:
             for request in self._framer.feed(data):
+                was_pending = False
                 self._waiting.append(request)
                 self._answer_waiting()
         except errors.InvalidRequest as error:
             self._reject(error, data)
             return
-        if self._framer.pending:
+        if self._framer.pending and not was_pending:
             self._deadline(self._limits.request_timeout)
 
     def eof_received(self) -> bool:

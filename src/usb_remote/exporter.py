@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import Iterable
@@ -158,9 +159,10 @@ def _listen(address: str, port: int) -> socket.socket:
         listener.setblocking(False)
     except OSError as error:
         listener.close()
+        taken = "is a distribution's usbipd running? type: sudo systemctl disable --now usbipd"
         raise errors.SystemFault(
             f"cannot listen on USB/IP port {port} of {address}: {error.strerror}",
-            hint="is a distribution's usbipd running? type: sudo systemctl disable --now usbipd",
+            hint=taken if error.errno == errno.EADDRINUSE else "see the addresses with: ip address",
         ) from error
     return listener
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from usb_remote import errors, protocol
 from usb_remote.config import Config
-from usb_remote.connection import Connection, connect
+from usb_remote.connection import connect, list_devices
 from usb_remote.matching import Query, is_called, is_same_server, select
-from usb_remote.model import Listing, Match, Server, Snapshot
+from usb_remote.model import Listing, Match, Server
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,17 @@ class Search:
     def select(self, query: Query) -> list[Match]:
         return select((m for listing in self.listings for m in listing.matches), query)
 
+    def why_nobody(self, host: str | None) -> errors.UsbRemoteError:
+        """What to say when no server has answered."""
+        if not self.failures:
+            return _no_server(host)
+        if len(self.failures) == 1:
+            return self.failures[0].error
+        reasons = "\n".join(f"  {failure.error.message}" for failure in self.failures)
+        return errors.Unreachable(
+            f"no server answered:\n{reasons}", hint="usb-remote config show lists whom we asked"
+        )
+
     def choose(self, query: Query) -> Match:
         """The one device that is meant; raises as :meth:`Finder.find`."""
         matches = self.select(query)
@@ -81,16 +93,21 @@ class Finder:
 
     async def listings(self, host: str | None = None) -> AsyncGenerator[Listing | Failure, None]:
         """Each server's answer, as it arrives; the same server under two addresses once."""
-        answers: asyncio.Queue[Listing | Failure | None] = asyncio.Queue()
-        asking = asyncio.create_task(self._ask_all(host, answers))
         shown: list[Server] = []
-        try:
-            while (answer := await answers.get()) is not None:
+        async with aclosing(self._answers(host)) as answers:
+            async for answer in answers:
                 if isinstance(answer, Failure):
                     yield answer
                 elif not any(is_same_server(answer.server, server) for server in shown):
                     shown.append(answer.server)
                     yield answer
+
+    async def _answers(self, host: str | None) -> AsyncGenerator[Listing | Failure, None]:
+        answers: asyncio.Queue[Listing | Failure | None] = asyncio.Queue()
+        asking = asyncio.create_task(self._ask_all(host, answers))
+        try:
+            while (answer := await answers.get()) is not None:
+                yield answer
             await asking
         finally:
             asking.cancel()
@@ -98,13 +115,13 @@ class Finder:
 
     async def search(self, host: str | None = None) -> Search:
         """Every server's answer, merged and ordered; the failures of dead ones beside them."""
-        found = Search()
-        async for answer in self.listings(host):
-            if isinstance(answer, Failure):
-                found.failures.append(answer)
-            else:
-                found.listings.append(answer)
-        found.listings.sort(key=lambda listing: self._rank(listing.server))
+        async with aclosing(self._answers(host)) as answers:
+            answered = [answer async for answer in answers]
+        found = Search(failures=[a for a in answered if isinstance(a, Failure)])
+        listings = [answer for answer in answered if isinstance(answer, Listing)]
+        for listing in sorted(listings, key=lambda listing: self._rank(listing.server)):
+            if not any(is_same_server(listing.server, kept.server) for kept in found.listings):
+                found.listings.append(listing)
         return found
 
     def _rank(self, server: Server) -> tuple[int, str]:
@@ -144,8 +161,9 @@ class Finder:
 
     async def _named(self, host: str) -> AsyncIterator[_Candidate]:
         """One server, by address, host name, or the name that it announces."""
-        direct = self._config.server_at(host)
-        yield _Candidate(direct, quiet=self._config.discovery)
+        configured = [s for s in self._config.configured_servers if is_called(s, host)]
+        if configured or not self._config.discovery or " " not in host:
+            yield _Candidate(configured[0] if configured else self._config.server_at(host))
         async for server in self._discovered():
             if is_called(server, host):
                 yield _Candidate(server)
@@ -165,7 +183,7 @@ class Finder:
         timeout = candidate.timeout or self._config.timeout
         try:
             async with await connect(candidate.server, timeout) as connection:
-                answers.put_nowait(await _list(connection))
+                answers.put_nowait(await list_devices(connection))
         except errors.UsbRemoteError as error:
             if not candidate.quiet:
                 answers.put_nowait(Failure(candidate.server, error))
@@ -180,33 +198,16 @@ class Finder:
         return (await self.search(query.host)).choose(query)
 
 
-async def _list(connection: Connection) -> Listing:
-    reply = await connection.request(protocol.ListRequest())
-    devices = protocol.parse_devices(reply.data)
-    if reply.server and connection.server.id not in (None, reply.server.id):
-        raise errors.Unreachable(
-            f"{connection.server.name}: another server answers at {connection.address}"
-        )
-    server = protocol.server_of(reply.server, connection.server)
-    addresses = dict.fromkeys((connection.address, *server.addresses))
-    return Listing(
-        server=server.model_copy(update={"addresses": tuple(addresses)}),
-        snapshot=Snapshot(revision=reply.revision, devices=devices),
-    )
-
-
 def _nothing(search: Search, query: Query) -> errors.UsbRemoteError:
     """Why nothing matches: no server at all, only dead ones, or no such device."""
     if search.listings:
         return errors.NotFound(
             f"no device matches {query}", hint="usb-remote list shows what there is"
         )
-    if search.failures:
-        return search.failures[0].error
-    return no_server(query.host)
+    return search.why_nobody(query.host)
 
 
-def no_server(host: str | None = None) -> errors.UsbRemoteError:
+def _no_server(host: str | None) -> errors.UsbRemoteError:
     """What to say when nobody answered."""
     if host:
         return errors.Unreachable(

@@ -156,32 +156,25 @@ class Leases:
         async with lease.lock:
             device = self._find(device.bus_id)
             _refuse_protected(device)
-            self._refuse_others(device, lease, holder)
+            _refuse_others(device, lease, holder)
             await self._end(device.bus_id, lease)
             await self._bind(device.bus_id, lease)
             self._hold(device.bus_id, lease, holder)
 
-    async def release(self, device: Device, address: str) -> None:
+    async def release(self, device: Device, holder: Holder) -> None:
         """Give a device back now, without grace; nothing happens if nobody has it.
 
         Raises:
-            Busy: somebody at another address has it.
+            Busy: somebody else has it.
 
         """
         lease = self._leases.get(device.bus_id)
         if lease is None:
             return
         async with lease.lock:
-            if lease.holder and lease.holder.address != address:
-                raise _busy(device, lease.holder)
+            _refuse_others(device, lease, holder)
             await self._end(device.bus_id, lease)
             await self._free(device.bus_id, lease)
-
-    def _refuse_others(self, device: Device, lease: _Lease, holder: Holder) -> None:
-        """The holder may come back (its machine may have crashed); nobody else gets in."""
-        other = lease.holder
-        if other and (other.address, other.host) != (holder.address, holder.host):
-            raise _busy(device, other)
 
     def _hold(self, bus_id: BusId, lease: _Lease, holder: Holder) -> None:
         lease.holder = holder
@@ -316,6 +309,12 @@ class Leases:
 def _refuse_protected(device: Device) -> None:
     if device.state is State.PROTECTED:
         raise errors.Refused(f"{device.label} is protected: {device.reason}")
+
+
+def _refuse_others(device: Device, lease: _Lease, holder: Holder) -> None:
+    """The holder may come back (its machine may have crashed); nobody else gets in."""
+    if lease.holder and not lease.holder.is_same_client(holder):
+        raise _busy(device, lease.holder)
 
 
 def _busy(device: Device, holder: Holder | None) -> errors.Busy:

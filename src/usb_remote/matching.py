@@ -60,7 +60,12 @@ def _fits(pattern: str | None, *values: str) -> bool:
 
 def is_called(server: Server, host: str) -> bool:
     """Whether a person who says ``host`` means this server."""
-    names = {server.name, *server.addresses, *(a.partition("%")[0] for a in server.addresses)}
+    names = {
+        server.name,
+        server.host_name or "",
+        *server.addresses,
+        *(a.partition("%")[0] for a in server.addresses),
+    }
     return host.lower() in {name.lower() for name in names} or host == server.id
 
 

@@ -107,6 +107,7 @@ class Holder(Model):
     Attributes:
         user: the name at the client, or None where the client did not say (stock ``usbip``).
         host: the client's host name, or its address where it did not say.
+        client: an id of the client's machine, None where it did not say (2.x, stock ``usbip``).
         address: the client's IP address.
         since: when the session began, by the server's clock.
 
@@ -114,12 +115,19 @@ class Holder(Model):
 
     user: OptionalText = None
     host: Text = ""
+    client: OptionalText = None
     address: Text = ""
     since: datetime | None = None
 
     def __str__(self) -> str:
         host = self.host or self.address or "an unknown client"
         return f"{self.user}@{host}" if self.user else host
+
+    def is_same_client(self, other: Holder) -> bool:
+        """Whether both are one machine; an address tells only where a client says nothing else."""
+        if self.client or other.client:
+            return self.client == other.client
+        return self.address == other.address
 
 
 class Device(Model):
@@ -182,6 +190,7 @@ class Server(Model):
     Attributes:
         id: stable, not an address; None for a 2.x server.
         name: what people call it: the configured text, else what it says itself.
+        host_name: what it says itself.
         addresses: host names or IP addresses (link-local ones with %scope), best first.
         port: TCP port of the control protocol.
         usbip_port: TCP port of the exporter.
@@ -191,6 +200,7 @@ class Server(Model):
 
     id: OptionalText = None
     name: Text
+    host_name: OptionalText = None
     addresses: tuple[Text, ...] = ()
     port: int = 5055
     usbip_port: int = 3240

@@ -62,7 +62,8 @@ class ListRequest(_Request):
 class DeviceRequest(_Request):
     """Find one device, take it or give it back. Reply: ``data`` is the device.
 
-    ``user`` and ``host`` say who will hold it; they are for people, nothing is proved by them.
+    ``user`` and ``host`` say who will hold it, ``client`` is an id of the machine; they keep people
+    apart who are honest, and prove nothing.
     """
 
     command: Literal["find", "attach", "detach"]
@@ -73,6 +74,7 @@ class DeviceRequest(_Request):
     first: bool = False
     user: Word | None = None
     host: Word | None = None
+    client: Word | None = None
 
     @property
     def query(self) -> Query:
@@ -266,15 +268,22 @@ def parse_device(data: Any) -> Device:
     return _validated(Device, data)
 
 
-def server_of(info: Info | None, fallback: Server) -> Server:
-    """What we know of a server after it has answered; the name that somebody gave it stays."""
-    if info is None:
-        return fallback
+def server_of(info: Info | None, fallback: Server, address: str) -> Server:
+    """What we know of a server after it has answered, at this address.
+
+    The name that somebody gave it stays.
+    """
     nameless = fallback.name == LOCALHOST
+    known = () if nameless else fallback.addresses
+    addresses = tuple(dict.fromkeys((address, *known)))
+    if info is None:
+        return fallback.model_copy(update={"addresses": addresses})
     return fallback.model_copy(
         update={
             "id": info.id,
             "name": info.name if nameless else fallback.name,
+            "host_name": info.name,
+            "addresses": addresses,
             "version": info.version,
             "usbip_port": info.usbip_port,
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Coroutine, Iterable
 from typing import Any, Protocol
 
@@ -56,6 +57,7 @@ class ControlServer:
         self._wakeup = wakeup
         self._leases = leases
         self._lines: dict[str, bytes] = {}
+        self._twins: set[str] = set()
         self._connections: dict[ControlConnection, None] = {}
         self._watchers: set[ControlConnection] = set()
         self._servers: list[asyncio.Server] = []
@@ -90,7 +92,7 @@ class ControlServer:
             )
         except OSError as error:
             raise errors.SystemFault(
-                f"cannot listen on port {self.port} of {address}: {error.strerror}",
+                f"cannot listen on port {self.port} of {address}: {os.strerror(error.errno or 0)}",
                 hint=f"who has it? type: sudo ss -tlnp 'sport = :{self.port}'",
             ) from error
         self._servers.append(server)
@@ -120,11 +122,19 @@ class ControlServer:
         devices = self._leases.with_holders(self._source.list_devices())
         if self.snapshot.revision and devices == self.snapshot.devices:
             return
+        self._warn_of_twins(devices)
         self.snapshot = Snapshot(revision=self.snapshot.revision + 1, devices=devices)
         self._lines.clear()
         line = self._line("event")
         for watcher in self._watchers:
             watcher.push(line)
+
+    def _warn_of_twins(self, devices: tuple[Device, ...]) -> None:
+        """Devices with one serial number are told apart by their position: say so once."""
+        for device in devices:
+            if device.serial and "@" in device.id and device.id not in self._twins:
+                self._twins.add(device.id)
+                log.warning("%s shares its serial number %s", device.id, device.serial)
 
     def _line(self, kind: str) -> bytes:
         """The current snapshot, encoded once for each kind of receiver."""
@@ -197,11 +207,16 @@ class ControlServer:
         return protocol.success(data, request, self.info)
 
     async def _act(self, request: protocol.DeviceRequest, device: Device, address: str) -> Device:
+        asking = Holder(
+            user=request.user,
+            host=request.host or address,
+            client=request.client,
+            address=address,
+        )
         if request.command == "attach":
-            holder = Holder(user=request.user, host=request.host or address, address=address)
-            await self._leases.reserve(device, holder)
+            await self._leases.reserve(device, asking)
         elif request.command == "detach":
-            await self._leases.release(device, address)
+            await self._leases.release(device, asking)
         return next((d for d in self.snapshot.devices if d.bus_id == device.bus_id), device)
 
     def _find(self, query: Query) -> Device:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import NamedTuple
 
 from usb_remote import errors, protocol
 from usb_remote.config import Config
-from usb_remote.connection import connect
+from usb_remote.connection import connect, list_devices
 from usb_remote.matching import merge
-from usb_remote.model import Listing, Server
+from usb_remote.model import Listing, Server, Snapshot
 
 RECONNECT = 2.0
 """Seconds before a lost server is asked again."""
+LEGACY_INTERVAL = 5.0
+"""Seconds between two looks at a 2.x server; each makes it run a few programs."""
 
 
 class Change(NamedTuple):
@@ -65,10 +68,12 @@ class Watcher:
     async def _watch_all(self, changes: asyncio.Queue[Change]) -> None:
         tasks: dict[str, asyncio.Task[None]] = {}
         owners: dict[str, Server] = {}
-        local = [self._config.server_at(protocol.LOCALHOST)] if not self._config.servers else []
+        named, quiet = self._config.configured_servers, self._config.range_servers
+        if not named and not quiet:
+            quiet = [self._config.server_at(protocol.LOCALHOST)]
         async with asyncio.TaskGroup() as group:
-            for server in merge([*self._config.configured_servers, *local]):
-                group.create_task(self._follow(server, changes, owners, server not in local))
+            for server in merge([*named, *quiet]):
+                group.create_task(self._follow(server, changes, owners, server in named))
             async for server in self._found:
                 key = f"{server.id} {sorted(server.addresses)}"
                 if key not in tasks or tasks[key].done():
@@ -88,11 +93,13 @@ class Watcher:
         told = server
         while True:
             try:
-                async for told, listing in self._listings_of(server):
-                    if owners.setdefault(told.id or told.name, server) is not server:
-                        return
-                    loud = True
-                    changes.put_nowait(Change(told, listing))
+                async with aclosing(self._listings_of(server)) as listings:
+                    async for listing in listings:
+                        told = listing.server
+                        if owners.setdefault(told.id or told.name, server) is not server:
+                            return
+                        loud = True
+                        changes.put_nowait(Change(told, listing))
             except errors.UsbRemoteError as error:
                 if loud:
                     changes.put_nowait(Change(told, None, error))
@@ -101,9 +108,26 @@ class Watcher:
                     del owners[told.id or told.name]
             await asyncio.sleep(self._reconnect)
 
-    async def _listings_of(self, server: Server) -> AsyncIterator[tuple[Server, Listing]]:
+    async def _listings_of(self, server: Server) -> AsyncGenerator[Listing, None]:
         async with await connect(server, self._config.timeout) as connection:
-            async for event in connection.watch():
-                if event.event == "snapshot":
-                    told = protocol.server_of(event.server, server)
-                    yield told, Listing(server=told, snapshot=event.snapshot)
+            try:
+                async for event in connection.watch():
+                    if event.event == "snapshot":
+                        told = protocol.server_of(event.server, server, connection.address)
+                        yield Listing(server=told, snapshot=event.snapshot)
+            except errors.UsbRemoteError as error:
+                if not protocol.is_legacy_rejection(error):
+                    raise
+        async for listing in self._polled(server):
+            yield listing
+
+    async def _polled(self, server: Server) -> AsyncGenerator[Listing, None]:
+        """A 2.x server pushes nothing: look again and again, and tell what is new."""
+        last: Snapshot | None = None
+        while True:
+            async with await connect(server, self._config.timeout) as connection:
+                listing = await list_devices(connection)
+            if listing.snapshot != last:
+                last = listing.snapshot
+                yield listing
+            await asyncio.sleep(LEGACY_INTERVAL)

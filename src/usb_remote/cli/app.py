@@ -43,7 +43,7 @@ _options = _Options()
 Handle = Annotated[
     str | None,
     typer.Argument(
-        metavar="[DEVICE]",
+        metavar="DEVICE",
         help="SERVER/BUS-ID, or a device's name, id, bus id or serial number.",
         show_default=False,
     ),
@@ -180,7 +180,7 @@ def ports(json: Json = False) -> None:
 
 @app.command()
 def watch(host: Host = None, json: Json = False) -> None:
-    """Show devices being plugged, pulled, attached and detached until Ctrl-C."""
+    """Show every plug, pull, attach and detach until Ctrl-C."""
     from usb_remote.cli import watching
 
     watching.watch(_options.loaded, host, as_json=json or not sys.stdout.isatty())
@@ -213,6 +213,7 @@ def server(
 ) -> None:
     """Share the USB devices of this machine."""
     from usb_remote.cli import serving
+    from usb_remote.config import overridden
 
     chosen = {
         "name": name,
@@ -222,7 +223,7 @@ def server(
         "advertise": advertise,
     }
     given = {key: value for key, value in chosen.items() if value is not None}
-    serving.serve(_options.loaded.server.model_copy(update=given), virtual=virtual)
+    serving.serve(overridden(_options.loaded.server, given), virtual=virtual)
 
 
 @app.command()

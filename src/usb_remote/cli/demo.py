@@ -18,9 +18,8 @@ import tty
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from usb_remote import errors, udev, vhci, virtual
+from usb_remote import errors, vhci, virtual
 from usb_remote.cli import output, wiring
-from usb_remote.client import Client
 from usb_remote.config import Config
 from usb_remote.finder import Failure, Finder
 from usb_remote.matching import Query
@@ -118,7 +117,8 @@ class _Demonstration:
         async for answer in Finder(_config(server), browse).listings():
             if isinstance(answer, Failure):
                 raise answer.error
-            output.print_listing(answer)
+            named = answer.server.model_copy(update={"name": NAME})
+            output.print_listing(answer.model_copy(update={"server": named}))
 
     async def _plug_and_pull(self, changes: AsyncIterator[Change]) -> None:
         await self._until(changes, "keyboard", present=True)
@@ -174,7 +174,7 @@ class _Demonstration:
             _check_sector(virtual.first_sector(handle))
 
     async def _use_kernel(self, server: Server) -> None:
-        client = Client(_config(server), browse, vhci.Vhci(), udev.wait_until_usable)
+        client = wiring.client(_config(server))
         for kind, check in (("serial", _talk), ("disk", _read_sector)):
             query = Query(bus=virtual.bus_id_of(kind))
             done = await client.attach(query)

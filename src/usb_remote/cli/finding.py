@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from usb_remote import errors
 from usb_remote.cli import output, wiring
 from usb_remote.config import Config
-from usb_remote.finder import Failure, Search, no_server
+from usb_remote.finder import Failure, Search
 from usb_remote.matching import Query
 
 
@@ -56,12 +55,10 @@ def _failures_json(search: Search) -> list[dict[str, object]]:
 
 def _end(search: Search, host: str | None) -> None:
     """One warning for each server that failed; an error only if nobody answered."""
-    if not search.listings and len(search.failures) == 1:
-        raise search.failures[0].error
-    for failure in search.failures:
-        output.warn(failure.error.message)
     if not search.listings:
-        raise errors.Unreachable("no server answered") if search.failures else no_server(host)
+        raise search.why_nobody(host)
+    for failure in search.failures if host is None else ():
+        output.warn(failure.error.message)
 
 
 def find(config: Config, query: Query, *, as_json: bool) -> None:

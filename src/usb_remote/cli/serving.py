@@ -45,10 +45,9 @@ async def _serve_kernel(config: ServerConfig) -> None:
     try:
         host.check()
     except errors.SystemFault as error:
-        log.warning(
-            "%s (%s); until then devices are listed, but cannot be attached", error, error.hint
-        )
-        log.warning("to try usb-remote without USB devices and root: usb-remote server --virtual")
+        log.warning("%s; until then devices are listed, but cannot be attached", error)
+        log.info("hint: %s", error.hint)
+        log.info("hint: to try usb-remote without any of this: usb-remote server --virtual")
     devices = udev.Devices(protection.Protection())
     await _run(config, devices, host, udev.Monitor("usb"), identity.server_id(_salt(config)))
 

@@ -18,12 +18,20 @@ def watch(config: Config, host: str | None, *, as_json: bool) -> None:
 
 
 async def _changes(config: Config, host: str | None) -> AsyncIterator[Change]:
-    if host is not None:
-        config = config.model_copy(update={"servers": [host], "server_ranges": []})
     found = browse_for_ever() if config.discovery else _nobody()
+    if host is not None:
+        config = _only(config, host)
     async for change in Watcher(config, found).watch():
         if host is None or is_called(change.server, host):
             yield change
+
+
+def _only(config: Config, host: str) -> Config:
+    """The same configuration with at most this server; a mere name is for mDNS to find."""
+    servers = [text for text in config.servers if is_called(config.server_at(text), host)]
+    if not servers and (not config.discovery or "." in host or ":" in host):
+        servers = [config.server_at(host).name]
+    return config.model_copy(update={"servers": servers, "server_ranges": []})
 
 
 async def _nobody() -> AsyncIterator[Server]:

@@ -49,6 +49,11 @@ def list_interfaces(*, loopback: bool = False) -> list[Interface]:
     return inward if loopback else outward or inward
 
 
+def local_addresses() -> set[str]:
+    """Every address of this machine, loopback included, without scope."""
+    return {i.address for i in (*list_interfaces(), *list_interfaces(loopback=True))}
+
+
 def one_of_each(interfaces: Iterable[Interface]) -> list[Interface]:
     """One IPv4 and one IPv6 address of each interface, the link-local one first.
 
