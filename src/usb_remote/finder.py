@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -103,12 +103,22 @@ class Finder:
                     yield answer
 
     async def _answers(self, host: str | None) -> AsyncGenerator[Listing | Failure, None]:
+        """Answers as they arrive, then those that failed: not who answers at another address."""
         answers: asyncio.Queue[Listing | Failure | None] = asyncio.Queue()
         asking = asyncio.create_task(self._ask_all(host, answers))
+        answered: list[Server] = []
+        failures: list[Failure] = []
         try:
             while (answer := await answers.get()) is not None:
-                yield answer
+                if isinstance(answer, Failure):
+                    failures.append(answer)
+                else:
+                    answered.append(answer.server)
+                    yield answer
             await asking
+            failures.sort(key=lambda failure: self._rank(failure.server))
+            for failure in _distinct(failures, answered):
+                yield failure
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
@@ -157,7 +167,12 @@ class Finder:
         if not (self._config.servers or self._config.server_ranges):
             yield _Candidate(self._config.server_at(protocol.LOCALHOST), quiet=True)
         async for server in self._discovered():
-            yield _Candidate(server)
+            yield _Candidate(self._as_configured(server))
+
+    def _as_configured(self, server: Server) -> Server:
+        """With its name from the configuration, whichever entry answers."""
+        same = (c for c in self._config.configured_servers if is_same_server(c, server))
+        return server.model_copy(update={"name": next(same, server).name})
 
     async def _named(self, host: str) -> AsyncIterator[_Candidate]:
         """One server, by address, host name, or the name that it announces."""
@@ -196,6 +211,15 @@ class Finder:
 
         """
         return (await self.search(query.host)).choose(query)
+
+
+def _distinct(failures: Iterable[Failure], answered: Iterable[Server]) -> Iterator[Failure]:
+    """One for each server that has not answered at any of its addresses."""
+    known = list(answered)
+    for failure in failures:
+        if not any(is_same_server(failure.server, server) for server in known):
+            known.append(failure.server)
+            yield failure
 
 
 def _nothing(search: Search, query: Query) -> errors.UsbRemoteError:

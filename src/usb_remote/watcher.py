@@ -47,6 +47,8 @@ class Watcher:
         self._config = config
         self._found = found
         self._reconnect = reconnect
+        self._owners: dict[str, Server] = {}  # server id -> the entry by which it is followed
+        self._newest: dict[str, Server] = {}  # server id -> where mDNS has heard it last
 
     async def watch(self) -> AsyncGenerator[Change, None]:
         """Every server's newest listing, again after each change, for ever."""
@@ -67,36 +69,32 @@ class Watcher:
 
     async def _watch_all(self, changes: asyncio.Queue[Change]) -> None:
         tasks: dict[str, asyncio.Task[None]] = {}
-        owners: dict[str, Server] = {}
         named, quiet = self._config.configured_servers, self._config.range_servers
         if not named and not quiet:
             quiet = [self._config.server_at(protocol.LOCALHOST)]
         async with asyncio.TaskGroup() as group:
             for server in merge([*named, *quiet]):
-                group.create_task(self._follow(server, changes, owners, server in named))
+                group.create_task(self._follow(server, changes, server in named))
             async for server in self._found:
-                key = f"{server.id} {sorted(server.addresses)}"
+                key = server.id or f"{server.name} {sorted(server.addresses)}"
+                self._newest[key] = server
                 if key not in tasks or tasks[key].done():
-                    tasks[key] = group.create_task(self._follow(server, changes, owners, False))
+                    tasks[key] = group.create_task(self._follow(server, changes, False))
 
-    async def _follow(
-        self,
-        server: Server,
-        changes: asyncio.Queue[Change],
-        owners: dict[str, Server],
-        loud: bool,
-    ) -> None:
+    async def _follow(self, server: Server, changes: asyncio.Queue[Change], loud: bool) -> None:
         """Follow one server; when it is lost, say so once and ask again until it is back.
 
-        ``owners`` says by which entry a server id is followed already: that one is enough.
+        An id that another entry follows already is followed enough: that one goes where mDNS has
+        heard the server last.
         """
         told = server
         while True:
+            target = _at(server, self._newest.get(told.id or ""))
             try:
-                async with aclosing(self._listings_of(server)) as listings:
+                async with aclosing(self._listings_of(target)) as listings:
                     async for listing in listings:
                         told = listing.server
-                        if owners.setdefault(told.id or told.name, server) is not server:
+                        if self._owners.setdefault(told.id or told.name, server) is not server:
                             return
                         loud = True
                         changes.put_nowait(Change(told, listing))
@@ -104,8 +102,8 @@ class Watcher:
                 if loud:
                     changes.put_nowait(Change(told, None, error))
                 loud = False
-                if owners.get(told.id or told.name) is server:
-                    del owners[told.id or told.name]
+                if self._owners.get(told.id or told.name) is server:
+                    del self._owners[told.id or told.name]
             await asyncio.sleep(self._reconnect)
 
     async def _listings_of(self, server: Server) -> AsyncGenerator[Listing, None]:
@@ -131,3 +129,11 @@ class Watcher:
                 last = listing.snapshot
                 yield listing
             await asyncio.sleep(LEGACY_INTERVAL)
+
+
+def _at(server: Server, newest: Server | None) -> Server:
+    """The server where mDNS has heard it last, a configured one also where it is configured."""
+    if newest is None:
+        return server
+    addresses = newest.addresses if server.id else (*server.addresses, *newest.addresses)
+    return server.model_copy(update={"addresses": tuple(dict.fromkeys(addresses))})

@@ -24,7 +24,8 @@ def log_to_stderr(*, verbose: bool = False, progress: bool = False) -> None:
     handler.setFormatter(_Form(form))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    logging.getLogger("zeroconf").setLevel(logging.DEBUG if verbose else logging.ERROR)
+    # what zeroconf logs as an error it also raises, and mdns/ says it in our words
+    logging.getLogger("zeroconf").setLevel(logging.DEBUG if verbose else logging.CRITICAL)
 
 
 class _Form(logging.Formatter):

@@ -130,9 +130,11 @@ class Advertiser:
             await self._announce()
         elif bound != self._bound or addresses != sorted(self._service.parsed_addresses()):
             log.info("addresses changed; announcing %s", ", ".join(addresses) or "none")
-            await self._rebind(self._zeroconf, bound)
             self._service = self._made_service(addresses)
-            await (await self._zeroconf.async_update_service(self._service))
+            # before rebinding, which announces for half a second whatever is registered then
+            announced = await self._zeroconf.async_update_service(self._service)
+            await self._rebind(self._zeroconf, bound)
+            await announced
 
     async def _rebind(self, zeroconf: AsyncZeroconf, bound: dict[str, int]) -> None:
         """In two steps: an interface that was made anew with its old address looks the same to

@@ -33,10 +33,14 @@ SHOTS = (0.0, 0.06, 0.2)
 """Seconds at which the question is asked: at 10 % loss each way three find all of 10 (FACTS)."""
 LEAST, QUIET = 0.25, 0.1
 """A browse ends after 250 ms, when nothing has come for 100 ms; without loss gaps are 24 ms."""
+LONGEST = 3.0
+"""A browse ends after 3 s all the same: a neighbour that changes for ever is not waited for."""
 BROWSE_INTERVALS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds between the browses of an endless one; announcements are heard in between."""
 MAX_SERVERS = 1024
 """Most servers that one browse believes in."""
+MAX_ADDRESSES = 64
+"""Most addresses of one server."""
 
 
 async def browse(wait: float = 0, *, loopback: bool = False) -> AsyncIterator[Server]:
@@ -59,7 +63,8 @@ async def browse(wait: float = 0, *, loopback: bool = False) -> AsyncIterator[Se
             if shots and now >= start + shots[0]:
                 shots.pop(0)
                 ask(heard.known)
-            end = max(start + max(LEAST, wait), last + QUIET)
+            quiet = max(start + max(LEAST, wait), last + QUIET)
+            end = min(quiet, start + max(LONGEST, wait))
             if now >= end:
                 return
             try:
@@ -141,7 +146,9 @@ class _Heard:
         elif isinstance(record, DNSText):
             self._texts[record.key] = record
         elif isinstance(record, DNSAddress):
-            self._addresses.setdefault(record.key, {})[_with_scope(record.address, scope)] = None
+            addresses = self._addresses.setdefault(record.key, {})
+            if len(addresses) < MAX_ADDRESSES:
+                addresses[_with_scope(record.address, scope)] = None
 
     def _note_pointer(self, pointer: DNSPointer) -> None:
         if pointer.ttl == 0:  # goodbye

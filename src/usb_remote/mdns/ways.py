@@ -141,15 +141,18 @@ def _ephemeral(connection: socket.socket, interface: Interface) -> None:
 
 def _own(connection: socket.socket, interface: Interface) -> None:
     _share_port(connection)
-    with contextlib.suppress(PermissionError):  # before Linux 5.7 only root may
-        name = interface.name.encode() + b"\0"
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
+    _bind_to_device(connection, interface)
     own = (interface.address, PORT, 0, interface.number)
     connection.bind(own if interface.is_v6 else own[:2])
 
 
 def _member(connection: socket.socket, interface: Interface) -> None:
+    """Not bound to the device it would also hear what other sockets joined on other interfaces, and
+    IP_MULTICAST_ALL is no way out: then Linux 6.18 hands a packet to any socket of a SO_REUSEPORT
+    group (measured: to that of lo).
+    """
     _share_port(connection)
+    _bind_to_device(connection, interface)
     connection.bind(("::" if interface.is_v6 else "", PORT))
     if interface.is_v6:
         group = socket.inet_pton(socket.AF_INET6, GROUP6) + struct.pack("@I", interface.number)
@@ -157,6 +160,12 @@ def _member(connection: socket.socket, interface: Interface) -> None:
     else:
         group = struct.pack("@4s4si", socket.inet_aton(GROUP4), bytes(4), interface.number)
         connection.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+
+
+def _bind_to_device(connection: socket.socket, interface: Interface) -> None:
+    with contextlib.suppress(PermissionError):  # before Linux 5.7 only root may
+        name = socket.if_indextoname(interface.number).encode() + b"\0"  # not the alias eth0:1
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
 
 
 def _share_port(connection: socket.socket) -> None:
