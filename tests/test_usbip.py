@@ -30,7 +30,7 @@ class Machine:
         local.mkdir(parents=True)
         for key, value in {"idVendor": "46f4", "idProduct": "0001", "serial": "S\x1b1"}.items():
             (local / key).write_text(value)
-        self.vhci = vhci.Vhci(root / "sys", self.state, root / "lock", sudo=())
+        self.vhci = vhci.Vhci(root / "sys", self.state, self.status, sudo=())
 
     def show(self, rows: str) -> None:
         self.status.write_text(HEADER + rows)

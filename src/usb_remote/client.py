@@ -91,7 +91,7 @@ class Client:
         match = await self._finder.find(query)
         async with await connect(match.server, self._config.timeout) as connection:
             for local in self._attachments_of(match):
-                if self._is_mine(match.device) and local.devid == _devid(match.device):
+                if self._is_alive(local, match):
                     return Attached(match, await self._usable(local), already=True)
                 log.warning(
                     "vhci port %d is a leftover of a lost server: detaching it", local.vhci_port
@@ -142,6 +142,11 @@ class Client:
             return attachment.bus_id == device.bus_id and address in here
         seen = (attachment.devid, attachment.hardware_id, attachment.serial)
         return self._is_mine(device) and seen == (_devid(device), device.hardware_id, device.serial)
+
+    def _is_alive(self, local: Attachment, match: Match) -> bool:
+        """Whether the server still knows of our import; a 2.x server never says who has what."""
+        known = self._is_mine(match.device) or match.server.version is None
+        return known and local.devid == _devid(match.device)
 
     def _is_mine(self, device: Device) -> bool:
         """Whether the server says that this machine has the device."""

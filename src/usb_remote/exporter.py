@@ -159,7 +159,10 @@ def _listen(address: str, port: int) -> socket.socket:
         listener.setblocking(False)
     except OSError as error:
         listener.close()
-        taken = "is a distribution's usbipd running? type: sudo systemctl disable --now usbipd"
+        taken = (
+            "is a distribution's usbipd running? type: sudo pkill usbipd "
+            "(if it is a service: sudo systemctl disable --now usbipd)"
+        )
         raise errors.SystemFault(
             f"cannot listen on USB/IP port {port} of {address}: {error.strerror}",
             hint=taken if error.errno == errno.EADDRINUSE else "see the addresses with: ip address",

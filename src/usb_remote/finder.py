@@ -186,9 +186,14 @@ class Finder:
     async def _discovered(self) -> AsyncIterator[Server]:
         if not self._config.discovery:
             return
+        heard = bool(self._config.servers)
         try:
             async for server in self._browse():
+                heard = True
                 yield server
+            if not heard:  # nobody at all: on a busy machine or network the first look may be short
+                async for server in self._browse():
+                    yield server
         except OSError as error:
             log.warning("no discovery by mDNS: %s", error)
 

@@ -23,6 +23,7 @@ from usb_remote.model import (
     Server,
     Snapshot,
     clean,
+    with_ids,
 )
 
 VERSION = 1
@@ -261,11 +262,19 @@ def parse_event(line: bytes) -> WatchEvent:
 
 def parse_devices(data: Any) -> tuple[Device, ...]:
     """The devices of a list reply; raises InvalidReply."""
-    return _validated(WatchEvent, {"event": "snapshot", "data": data}).data
+    found = _validated(WatchEvent, {"event": "snapshot", "data": data}).data
+    return found if all(d.id for d in found) else with_ids(map(_completed, found))
 
 
 def parse_device(data: Any) -> Device:
-    return _validated(Device, data)
+    device = _validated(Device, data)
+    return device if device.id else with_ids([_completed(device)])[0]
+
+
+def _completed(device: Device) -> Device:
+    """A device of a 2.x server, whose number is only in its name, /dev/bus/usb/002/003."""
+    number = device.device_name.rpartition("/")[2]
+    return device.model_copy(update={"devnum": int(number)}) if number.isdecimal() else device
 
 
 def server_of(info: Info | None, fallback: Server, address: str) -> Server:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from pathlib import Path
@@ -27,6 +28,9 @@ whose driver has made no node will not get that (a Bluetooth adapter never does)
 MASS_STORAGE, CDC_DATA = "08", "0a"
 """bInterfaceClass (usb.org/defined-class-codes). A disk may take many seconds to spin up; the data
 interface of a serial port only helps the other one (USB CDC 1.2, 3.3.1)."""
+
+USED = (Path("/proc/self/mountinfo"), Path("/proc/swaps"))
+"""What changes when the machine begins or ends to use a disk (proc(5): poll for POLLPRI)."""
 
 Describe = Callable[[str], str | None]
 ProtectedBy = Callable[[Iterable[Path]], dict[Path, str]]
@@ -170,21 +174,32 @@ class _Database:
 
 
 class Monitor:
-    """A file descriptor that becomes readable when the devices of a subsystem may have changed."""
+    """A file descriptor that becomes readable when the devices of a subsystem may have changed.
 
-    def __init__(self, *subsystems: str) -> None:
+    Args:
+        subsystems: of udev; none means all.
+        files: of /proc, which says so by EPOLLPRI: a mount or swapon makes no uevent.
+
+    """
+
+    def __init__(self, *subsystems: str, files: Iterable[Path] = ()) -> None:
         source = "udev" if Path("/run/udev/control").exists() else "kernel"
         self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=source)
         for subsystem in subsystems:
             self._monitor.filter_by(subsystem)
         self._monitor.start()
+        self._files = [file.open("rb") for file in files if file.exists()]
+        self._epoll = select.epoll()
+        self._epoll.register(self._monitor.fileno(), select.EPOLLIN)
+        for file in self._files:
+            self._epoll.register(file.fileno(), select.EPOLLPRI)
 
     def fileno(self) -> int:
-        number: int = self._monitor.fileno()
-        return number
+        return self._epoll.fileno()
 
     def drain(self) -> None:
         """Forget what has arrived; what the devices are now is for a listing to say."""
+        self._epoll.poll(0)  # /proc's files forget a change when it is asked for
         while self._monitor.poll(timeout=0) is not None:
             pass
 

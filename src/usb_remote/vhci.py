@@ -19,7 +19,9 @@ from usb_remote.model import Attachment, BusId, clean
 PORT = 3240
 SYSFS = Path("/sys")
 STATE_DIR = Path("/var/run/vhci_hcd")
-LOCK = Path("/run/lock/usb-remote-attach.lock")
+LOCK = Path("/sys/devices/platform/vhci_hcd.0/status")
+"""The driver's own file: there as soon as an attach is possible, readable by everybody, while
+/run/lock is writable for everybody on Debian only."""
 ATTACH_TRIES = 3
 """``open vhci_driver`` alone is transient: 2 of 75 back-to-back attaches (FACTS, FINDINGS 4)."""
 
@@ -123,6 +125,10 @@ class Vhci:
                 "the kernel module vhci_hcd is not loaded, so nothing can be attached",
                 hint="type: sudo modprobe vhci_hcd",
             )
+        if self._prefix:
+            status, text = await self._usbip(["version"], 5.0, "usbip")
+            if status != 0:
+                raise _attach_failure(text, "usbip")
 
     async def _run_attach(self, command: list[str], remote: str, timeout: float) -> None:
         for attempt in range(1, ATTACH_TRIES + 1):
@@ -160,8 +166,9 @@ class Vhci:
             return await programs.run([*self._prefix, self._tool(), *arguments], timeout)
         except TimeoutError:
             raise errors.Unreachable(
-                f"{remote} took the connection but did not answer within {timeout:g} s",
-                hint="is that port usb-remote's? usb-remote info shows the right one",
+                f"{remote} (USB/IP) did not answer within {timeout:g} s",
+                hint="does a firewall drop that port, or has another program got it? "
+                "On that machine, type: sudo ss -tlnp",
             ) from None
 
     def _tool(self) -> str:
@@ -177,24 +184,13 @@ class Vhci:
     @contextlib.asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
         """One attach at a time on this machine: two at once livelock the stock tool (FACTS)."""
-        fd = _open_lock(self._lock)
+        fd = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
         try:
             while not _has_lock(fd):  # noqa: ASYNC110 - flock has no event, a thread no cancel
                 await asyncio.sleep(0.02)
             yield
         finally:
             os.close(fd)
-
-
-def _open_lock(path: Path) -> int:
-    """Open without O_CREAT if it exists: fs.protected_regular forbids that to other users."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-    with contextlib.suppress(FileNotFoundError):
-        return os.open(path, flags)
-    with contextlib.suppress(FileExistsError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
-    return os.open(path, flags)
 
 
 def _has_lock(fd: int) -> bool:

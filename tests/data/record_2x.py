@@ -13,8 +13,9 @@ import socket
 import threading
 from pathlib import Path
 
-from usb_remote import client, server, usbdevice
 from usb_remote.api import DeviceRequest, ListRequest
+
+from usb_remote import client, server, usbdevice
 
 HERE = Path(__file__).parent / "2x"
 DEVICES = [

@@ -79,7 +79,8 @@ def print_listing(listing: Listing) -> None:
 
 
 def describe_server(server: Server) -> str:
-    where = server.addresses[0] if server.addresses else "?"
+    global_first = sorted(server.addresses, key=lambda address: address.startswith("fe80:"))
+    where = global_first[0] if global_first else "?"
     version = f"usb-remote {server.version}" if server.version else "usb-remote 2.x"
     return f"{server.name} ({where}, {version})"
 

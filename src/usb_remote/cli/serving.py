@@ -49,7 +49,8 @@ async def _serve_kernel(config: ServerConfig) -> None:
         log.info("hint: %s", error.hint)
         log.info("hint: to try usb-remote without any of this: usb-remote server --virtual")
     devices = udev.Devices(protection.Protection())
-    await _run(config, devices, host, udev.Monitor("usb"), identity.server_id(_salt(config)))
+    monitor = udev.Monitor("usb", "block", files=udev.USED)
+    await _run(config, devices, host, monitor, identity.server_id(_salt(config)))
 
 
 async def _serve_virtual(config: ServerConfig) -> None:

@@ -69,10 +69,11 @@ async def browse(wait: float = 0, *, loopback: bool = False) -> AsyncIterator[Se
                 return
             try:
                 async with asyncio.timeout_at(start + shots[0] if shots else end):
-                    yield await heard.next_server()
-                last = loop.time()
+                    server = await heard.next_server()
             except TimeoutError:
                 continue
+            last = loop.time()
+            yield server  # not inside: the time-out would cancel whoever takes it
 
 
 async def browse_for_ever() -> AsyncIterator[Server]:

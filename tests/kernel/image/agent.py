@@ -1,0 +1,204 @@
+#!/usr/bin/python3
+"""Runs in the guest: does what arrives on a virtio-serial port, one JSON object a line.
+
+{"op": "run", "id", "cmd", "env", "user", "timeout", "stdin"} -> {"id", "rc", "out", "err", "time"}
+{"op": "start", "id", "cmd", "env", "user"} -> {"id", "stream": "out", "line"} ... {"id", "rc"}
+{"op": "signal", "id", "target", "number"} -> {"id", "rc": 0}
+{"op": "put", "id", "path", "b64", "mode"}, {"op": "untar", "id", "path", "b64"} -> {"id", "rc": 0}
+{"op": "become", "id", "name", "ip", "mac", and what is fresh: see there} -> {"id", "rc": 0}
+A failure in here answers {"id", "rc": "agent-error", "err"}. At the start: {"id": 0, "rc": 0}.
+"""
+
+import base64
+import ctypes
+import fcntl
+import io
+import json
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import tarfile
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any
+
+RNDRESEEDCRNG = 0x5207
+MS_BIND = 0x1000
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGQUIT):  # a shell's background jobs ignore them
+        signal.signal(number, signal.SIG_DFL)
+    Agent(os.open(find_port(), os.O_RDWR)).serve()
+
+
+def find_port() -> Path:
+    for name in Path("/sys/class/virtio-ports").glob("*/name"):
+        if name.read_text().strip() == "lab.agent":
+            return Path("/dev", name.parent.name)
+    raise SystemExit("no lab.agent port")
+
+
+class Agent:
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.sending = threading.Lock()
+        self.started: dict[int, subprocess.Popen[bytes]] = {}
+
+    def serve(self) -> None:
+        self.send(id=0, rc=0)
+        rest = b""
+        while True:
+            data = os.read(self.fd, 1 << 20)
+            if not data:  # nobody on the host's side
+                time.sleep(0.05)
+                continue
+            *lines, rest = (rest + data).split(b"\n")
+            for line in filter(None, lines):
+                threading.Thread(target=self.handle, args=(line,), daemon=True).start()
+
+    def send(self, **message: Any) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        with self.sending:
+            while data:
+                data = data[os.write(self.fd, data) :]
+
+    def handle(self, line: bytes) -> None:
+        request = json.loads(line)
+        ident, op = request.pop("id"), request.pop("op")
+        try:
+            self.send(id=ident, **(getattr(self, "do_" + op)(ident, **request) or {"rc": 0}))
+        except Exception as error:
+            self.send(id=ident, rc="agent-error", err=repr(error))
+
+    def do_run(
+        self, ident: int, cmd: str, timeout: float, stdin: str, **who: Any
+    ) -> dict[str, Any]:
+        """Run it with files, not pipes: a background child that keeps one open delays nothing."""
+        start = time.monotonic()
+        temporary = tempfile.TemporaryFile
+        with temporary() as given, temporary() as out, temporary() as err:
+            given.write(stdin.encode())
+            given.seek(0)
+            rc = wait(spawn(cmd, stdin=given, stdout=out, stderr=err, **who), timeout)
+            taken = time.monotonic() - start
+            return {"rc": rc, "out": content(out), "err": content(err), "time": taken}
+
+    def do_start(self, ident: int, cmd: str, **who: Any) -> dict[str, Any]:
+        pipe = subprocess.PIPE
+        process = spawn(cmd, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, **who)
+        self.started[ident] = process
+        streams = {"out": process.stdout, "err": process.stderr}
+        threads = [threading.Thread(target=self.stream, args=(ident, *s)) for s in streams.items()]
+        for thread in threads:
+            thread.start()
+        rc = process.wait()
+        for thread in threads:
+            thread.join(1)  # a child of its own may keep a pipe open
+        return {"rc": rc}
+
+    def stream(self, ident: int, name: str, pipe: IO[bytes]) -> None:
+        with pipe:
+            for line in pipe:
+                self.send(id=ident, stream=name, line=line.decode("utf8", "replace").rstrip("\n"))
+
+    def do_signal(self, ident: int, target: int, number: int) -> None:
+        process = self.started[target]
+        if process.returncode is None:
+            os.killpg(process.pid, number)
+
+    def do_put(self, ident: int, path: str, b64: str, mode: int) -> None:
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(base64.b64decode(b64))
+        file.chmod(mode)
+
+    def do_untar(self, ident: int, path: str, b64: str) -> None:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tarfile.open(fileobj=io.BytesIO(base64.b64decode(b64))) as archive:
+            archive.extractall(path)
+
+    def do_become(self, ident: int, name: str, ip: str, mac: str, **fresh: Any) -> None:
+        """After a restore: one snapshot serves every machine, so tell this one who it is."""
+        time.clock_settime(time.CLOCK_REALTIME, fresh["time"])
+        reseed(base64.b64decode(fresh["seed"]))
+        socket.sethostname(name)
+        Path("/etc/hostname").write_text(f"{name}\n")
+        Path("/etc/hosts").write_text(f"127.0.0.1 localhost {name}\n::1 localhost\n")
+        Path("/etc/machine-id").write_text(f"{fresh['machine_id']}\n")
+        replace_boot_id(fresh["boot_id"])
+        set_address(ip, mac)
+
+
+def spawn(
+    cmd: str,
+    stdin: IO[bytes] | int,
+    stdout: IO[bytes] | int,
+    stderr: IO[bytes] | int,
+    env: dict[str, str],
+    user: str,
+) -> subprocess.Popen[bytes]:
+    """Run a shell command as somebody, at home, in a process group of its own."""
+    who = pwd.getpwnam(user)
+    return subprocess.Popen(
+        ["/bin/sh", "-c", cmd],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        env={**os.environ, "HOME": who.pw_dir, "USER": who.pw_name, **env},
+        cwd=who.pw_dir,
+        start_new_session=True,
+        user=who.pw_uid,
+        group=who.pw_gid,
+        extra_groups=[],
+    )
+
+
+def wait(process: subprocess.Popen[bytes], timeout: float) -> int | str:
+    """Return the exit status; kill what takes too long, and give up on what cannot be killed."""
+    try:
+        return process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        threading.Thread(target=process.wait, daemon=True).start()
+        return "timeout"
+
+
+def content(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf8", "replace")
+
+
+def reseed(seed: bytes) -> None:
+    """Without this, machines restored from the same snapshot draw the same random numbers."""
+    with Path("/dev/random").open("wb", buffering=0) as file:
+        file.write(seed)
+        fcntl.ioctl(file, RNDRESEEDCRNG)
+
+
+def replace_boot_id(boot_id: str) -> None:
+    """Have a new one after each restore; it was drawn before the snapshot."""
+    file = Path("/run/boot_id")
+    file.write_text(f"{boot_id}\n")
+    place = b"/proc/sys/kernel/random/boot_id"
+    if LIBC.mount(bytes(file), place, None, MS_BIND, None):
+        raise OSError(ctypes.get_errno(), "cannot replace boot_id")
+
+
+def set_address(ip: str, mac: str) -> None:
+    """Send multicast out of eth0, as there is no default route."""
+    batch = f"""link set eth0 address {mac}
+addr add {ip}/24 dev eth0
+link set eth0 up
+route add 224.0.0.0/4 dev eth0
+"""
+    subprocess.run(["ip", "-batch", "-"], input=batch.encode(), check=True, capture_output=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The lab: builds what it needs once, and makes groups of machines that see each other."""
+
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from compileall import compile_dir
+from concurrent.futures import ThreadPoolExecutor
+from fcntl import LOCK_EX, flock
+from pathlib import Path
+from py_compile import PycInvalidationMode
+from typing import TypeVar
+
+from tests.kernel import vm
+from tests.kernel.vm import VM, Images
+
+T = TypeVar("T")
+HERE = Path(__file__).parent
+SOURCE = HERE.parent.parent / "src"
+TOOLS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "busybox": "busybox-static",
+    "cpio": "cpio",
+    "debootstrap": "debootstrap",
+    "mksquashfs": "squashfs-tools",
+    "apt-get": "apt",
+}
+# Run once before the snapshot is taken, so that its memory holds what tests will need.
+# Not usbip's own modules: whether they are loaded is what some tests are about.
+WARM_UP = """
+modprobe -a usb_storage uas sd_mod usbhid hid_generic usbserial ftdi_sio cdc_acm evdev
+python3 -c 'import asyncio, typer, typer.testing, rich.table, pydantic, zeroconf.asyncio
+import pyudev, ruamel.yaml, sqlite3, concurrent.futures, usbip'
+usbip version; lsusb; udevadm info --export-db | wc -l; ip address; sudo -n true
+usb-remote-2x --version
+cat /usr/sbin/usbip /usr/sbin/usbipd /usr/share/hwdata/usb.ids /lib/udev/hwdb.bin >/dev/null
+sync
+"""
+
+
+def folder() -> Path:
+    """Where the lab lives, outside of the checkout."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("USB_REMOTE_LAB") or Path(cache) / "usb-remote-lab").absolute()
+
+
+def obstacle() -> str | None:
+    """Say why there can be no virtual machines here, and how to change that."""
+    if platform.machine() != "x86_64" or sys.platform != "linux":
+        return "virtual machines need Linux on x86_64"
+    if missing := [package for tool, package in TOOLS.items() if not shutil.which(tool)]:
+        return f"virtual machines need packages: apt-get install {' '.join(missing)}"
+    if platform.freedesktop_os_release().get("VERSION_CODENAME") != "bookworm":
+        return "virtual machines are built from Debian 12's packages: run this on Debian 12"
+    if os.geteuid() != 0:
+        return "building virtual machines needs root"
+    return None
+
+
+def until(condition: Callable[[], T], timeout: float = 30) -> T:
+    """Poll until it is true, and return it."""
+    deadline = time.monotonic() + timeout
+    while not (result := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not so after {timeout} s")
+        time.sleep(0.05)
+    return result
+
+
+def build() -> Images:
+    """Build whatever is not there yet: about a minute the first time, nothing later."""
+    environment = {**os.environ, "USB_REMOTE_LAB": str(folder()), "PYTHON": sys.executable}
+    command = [str(HERE / "build.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return Images(folder(), snapshot(Images(folder())))
+
+
+def snapshot(images: Images) -> Path:
+    """Boot once (12 s) and keep the running state: machines restored from it are up in a second."""
+    target = images.folder / f"snapshot-{fingerprint(images)}"
+    with (images.folder / "snapshot.lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        if not target.exists():
+            for stale in images.folder.glob("snapshot-*"):
+                shutil.rmtree(stale)
+            take_snapshot(images).rename(target)
+    return target
+
+
+def take_snapshot(images: Images) -> Path:
+    new = images.folder / "new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    with tempfile.TemporaryDirectory(prefix="vm-") as place:
+        base = VM("base", images, Path(place)).power_on()
+        try:
+            base.sh(WARM_UP, 120).ok()
+            base.save(new)
+        finally:
+            base.power_off()
+    return new
+
+
+def fingerprint(images: Images) -> str:
+    """Name everything that a snapshot depends on."""
+    files = [images.folder / name for name in ("vmlinux", "initrd.cpio", "root.sqfs")]
+    stats = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, check=True)
+    machine = (vm.HARDWARE, vm.MEMORY, vm.KERNEL_OPTIONS, WARM_UP)
+    return hashlib.sha256(repr((stats, qemu.stdout, machine)).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def machines(images: Images, *names: str, archive: bytes | None = None) -> Iterator[list[VM]]:
+    """Make machines 10.55.0.1, .2 and so on, on a network of their own, that end with the block.
+
+    `archive` is what `package` returns: installed in each, it is the command `usb-remote`.
+    """
+    with tempfile.TemporaryDirectory(prefix="vm-") as place, contextlib.ExitStack() as stack:
+        made = [
+            VM(name, images, Path(place, name), ip=f"10.55.0.{number}", netdev=cable)
+            for number, (name, cable) in enumerate(zip(names, cables(place, names), strict=True), 1)
+        ]
+        for machine in made:
+            stack.callback(machine.power_off)
+        with ThreadPoolExecutor(len(made)) as pool:
+            list(pool.map(functools.partial(bring_up, archive=archive), made))
+        yield made
+
+
+def bring_up(machine: VM, archive: bytes | None) -> None:
+    machine.power_on()
+    if archive is not None:
+        machine.install(archive)
+
+
+def cables(place: str, names: tuple[str, ...]) -> list[str]:
+    """Two are wired back to back by unix sockets, more by multicast that stays on loopback.
+
+    Neither uses an address of this machine's; any end may be killed and come back.
+    """
+    if len(names) == 1:
+        return [vm.ALONE]
+    if len(names) == 2:
+        ends = [f"{place}/{name}.cable" for name in names]
+        to = "dgram,local.type=unix,local.path={},remote.type=unix,remote.path={}"
+        return [to.format(*ends), to.format(*reversed(ends))]
+    port = 20000 + os.getpid() % 20000
+    return [f"socket,mcast=230.0.0.1:{port},localaddr=127.0.0.1"] * len(names)
+
+
+@functools.cache
+def package(source: Path = SOURCE / "usb_remote") -> bytes:
+    """Pack a Python package for a guest, compiled if our Python is the guest's."""
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place, source.name)
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        if sys.version_info[:2] == (3, 11):
+            mode = PycInvalidationMode.UNCHECKED_HASH
+            compile_dir(copy, quiet=1, stripdir=place, invalidation_mode=mode)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+            archive.add(copy, source.name)
+        return buffer.getvalue()

@@ -1,0 +1,122 @@
+"""usb-remote in machines: start it, and see from outside what it has done to the kernels."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.kernel.guest import GuestError, Result, Running
+from tests.kernel.lab import until
+from tests.kernel.vm import VM
+
+SLOW = 90.0
+"""Seconds that a command may take: it needs 4 to 8 where everything is emulated."""
+ON_CONTROL_PORT = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055; cat >&3; head -n 1 <&3'"
+WATCH = """exec bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055
+echo "{\\"v\\":1,\\"command\\":\\"watch\\"}" >&3; exec cat <&3'"""
+TROUBLED = """cd /sys/bus/usb/devices
+for device in [0-9]*-*; do test -e $device/driver || echo $device has no driver; done
+ls -l [0-9]*-*/driver | grep usbip-host
+cat /sys/bus/usb/drivers/usbip-host/match_busid 2>/dev/null | xargs -r echo in match_busid:
+true"""
+PORTS = "cat /sys/devices/platform/vhci_hcd.*/status* 2>/dev/null"
+
+Devices = dict[str, dict[str, Any]]
+"""Bus id -> device, as in JSON."""
+
+
+class Watch:
+    """Snapshots as they are pushed: by `usb-remote watch`, or straight from the control port."""
+
+    def __init__(self, program: Running) -> None:
+        self.program = program
+        self.latest: Devices | None = None
+
+    def until(self, condition: Callable[[Devices], object], timeout: float = 30) -> Devices:
+        """Read on until a snapshot, as bus id -> device, is like that."""
+        while self.latest is None or not condition(self.latest):
+            event = json.loads(self.program.wait_for(r'"event": ?"snapshot"', timeout).string)
+            found = event["devices"] if "devices" in event else event["data"]
+            self.latest = {device["bus_id"]: device for device in found}
+        return self.latest
+
+    def until_state(self, bus_id: str, state: str | None, timeout: float = 30) -> dict[str, Any]:
+        """Read on until that device is in that state, None meaning that it is not there."""
+        now = self.until(lambda now: now.get(bus_id, {}).get("state") == state, timeout)
+        return now.get(bus_id, {})
+
+
+def serve(server: VM, options: str = "", *, user: str = "root") -> Running:
+    """Start a server and wait until it says that it is ready."""
+    program = server.start(f"exec usb-remote server {options}", user=user)
+    program.wait_for(r"serves \d+ device", SLOW)
+    return program
+
+
+def watch(machine: VM) -> Watch:
+    """Watch on a client as people do."""
+    return Watch(machine.start("exec usb-remote watch"))
+
+
+def watch_port(server: VM) -> Watch:
+    """Watch on the server itself, without Python: nothing but the server's own delay."""
+    return Watch(server.start(WATCH))
+
+
+def devices(server: VM) -> Devices:
+    """Ask the server's control port: bus id -> device."""
+    reply = server.sh(ON_CONTROL_PORT, stdin='{"v":1,"command":"list"}\n').ok().out
+    return {device["bus_id"]: device for device in json.loads(reply)["data"]}
+
+
+def run(machine: VM, command: str, *, user: str = "root") -> Result:
+    """Run `usb-remote COMMAND`."""
+    return machine.sh(f"usb-remote {command}", SLOW, user=user)
+
+
+def attach(machine: VM, what: str) -> tuple[int, list[str]]:
+    """Attach a device; return its vhci port and device nodes, as printed."""
+    out = run(machine, f"attach {what}").ok().out
+    found = re.search(r"^  vhci port (\d+)$", out, re.M)
+    assert found, out
+    return int(found[1]), re.findall(r"^  (/dev/\S+)$", out, re.M)
+
+
+def refused(machine: VM, command: str, status: int, *, user: str = "root") -> str:
+    """Run what must fail with that exit status; return `error: …` and `hint: …`."""
+    result = run(machine, command, user=user)
+    assert result.rc == status, result
+    assert re.search(r"^error: .+", result.err, re.M), result
+    assert "Traceback" not in result.err, result
+    return result.err
+
+
+def ports_in_use(machine: VM) -> list[int]:
+    """Say which vhci ports the kernel has in use."""
+    rows = [line.split() for line in machine.sh(PORTS).out.splitlines()]
+    return sorted(
+        int(row[1]) for row in rows if len(row) == 7 and row[1].isdigit() and row[2] != "004"
+    )
+
+
+def wait_until_untouched(server: VM, *nodes: str) -> None:
+    """Wait until every device has its own driver again, and nothing is left in match_busid."""
+    command = TROUBLED + "".join(f"; test -e {node} || echo no {node}" for node in nodes)
+    try:
+        until(lambda: server.sh(command).out == "")
+    except TimeoutError:
+        raise GuestError(server.sh(command).out) from None
+
+
+def plug_disk(server: VM, image: Path, name: str = "stick", **properties: Any) -> None:
+    properties = {"port": "1", "serial": "SER-0001", **properties}
+    server.usb_add("usb-storage", name, image=image, **properties)
+
+
+def plug_serial(server: VM, path: Path) -> None:
+    """Plug in a serial adapter, 1-2, whose other end is a socket on this machine."""
+    address = {"type": "unix", "data": {"path": str(path)}}
+    backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+    always: dict[str, Any] = {"always-plugged": True}
+    server.usb_add("usb-serial", "adapter", "2", chardev=backend, **always)

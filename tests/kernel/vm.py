@@ -1,0 +1,237 @@
+"""A virtual machine: QEMU with a guest that takes commands, and USB devices to plug and pull."""
+
+import contextlib
+import os
+import shlex
+import subprocess
+import time
+import uuid
+from base64 import b64encode
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from tests.kernel.guest import Guest, Result, Running
+from tests.kernel.qmp import Qmp, QmpError
+
+MEMORY = 512  # MiB
+KERNEL_OPTIONS = (
+    "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on nokaslr "
+    "net.ifnames=0 tsc=reliable"
+)
+HARDWARE = """
+-accel tcg,tb-size=128 -cpu Westmere -smp 1 -nodefaults -no-reboot -display none
+-device virtio-rng-pci -device qemu-xhci,p2=8,p3=8,id=xhci
+-device virtio-serial -device virtserialport,chardev=agent,name=lab.agent
+-device virtio-net-pci,netdev=net,id=nic,romfile=
+"""
+ALONE = "hubport,hubid=0"
+
+
+@dataclass(frozen=True)
+class Images:
+    """The files that build.sh leaves, and the snapshot of a running machine made from them."""
+
+    folder: Path
+    snapshot: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """Say what to boot. A snapshot's memory is mapped, not read: that is what makes it fast."""
+        saved = self.snapshot is not None
+        memory = f"memory-backend-file,id=ram,size={MEMORY}M,share={'off' if saved else 'on'}"
+        return [
+            *("-m", str(MEMORY), "-machine", "q35,memory-backend=ram"),
+            *("-object", f"{memory},mem-path={self.snapshot or self.folder / 'new'}/memory"),
+            *("-kernel", f"{self.folder}/vmlinux", "-initrd", f"{self.folder}/initrd.cpio"),
+            *("-append", KERNEL_OPTIONS),
+            *("-drive", f"if=none,id=root,file={self.folder}/root.sqfs,format=raw,readonly=on"),
+            *("-device", "virtio-blk-pci,drive=root"),
+            *(["-incoming", "defer"] if saved else []),
+        ]
+
+
+class VM:
+    """One machine. `folder` is its own, for its sockets and logs; `netdev` its network cable."""
+
+    def __init__(
+        self, name: str, images: Images, folder: Path, *, ip: str = "", netdev: str = ALONE
+    ) -> None:
+        self.name, self.ip = name, ip
+        self._images, self._folder, self._netdev = images, folder, netdev
+        self._plugged: dict[str, dict[str, Any]] = {}
+        self._trees: dict[str, bytes] = {}
+        self._stack = contextlib.ExitStack()
+
+    # its life
+
+    def power_on(self) -> Self:
+        """Boot, or restore the snapshot."""
+        self._folder.mkdir(exist_ok=True)
+        for stale in ("qmp", "agent"):
+            (self._folder / stale).unlink(missing_ok=True)
+        with (self._folder / "qemu.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self._stack.callback(self._process.wait)
+        self._stack.callback(self._process.kill)
+        try:
+            self._connect()
+        except BaseException as error:
+            error.add_note(self.log()[-3000:])
+            self.power_off()
+            raise
+        return self
+
+    def power_off(self) -> None:
+        """Cut the power."""
+        self._stack.close()
+
+    def reboot(self) -> None:
+        """Cut the power, start again. Its devices are still plugged in, its files are gone."""
+        self.power_off()
+        self.power_on()
+        for device in list(self._plugged.values()):
+            self._plug(**device)
+        for path, archive in self._trees.items():
+            self.guest.untar(path, archive)
+
+    def save(self, folder: Path) -> None:
+        """Save the state of a machine that booted; its memory is in a file already."""
+        self.qmp.execute("stop")
+        self._migrate("migrate", f"exec:cat > {shlex.quote(str(folder))}/state")
+
+    def log(self) -> str:
+        """Say what QEMU and the guest's kernel had to say."""
+        files = [self._folder / "qemu.log", self._folder / "console"]
+        return "".join(file.read_text(errors="replace") for file in files if file.exists())
+
+    # commands and files in it
+
+    def sh(
+        self,
+        cmd: str,
+        timeout: float = 60,
+        *,
+        stdin: str = "",
+        env: dict[str, str] | None = None,
+        user: str = "root",
+    ) -> Result:
+        """Run a shell command to its end."""
+        return self.guest.run(cmd, timeout, stdin=stdin, env=env, user=user)
+
+    def start(self, cmd: str, *, env: dict[str, str] | None = None, user: str = "root") -> Running:
+        """Start a shell command that goes on while the test does."""
+        return self.guest.start(cmd, env=env, user=user)
+
+    def put(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
+        """Write a file, and the folders it needs."""
+        self.guest.put(path, data, mode)
+
+    def install(self, archive: bytes, path: str = "/opt/usb-remote") -> None:
+        """Unpack a tar archive; a reboot does so again."""
+        self._trees[path] = archive
+        self.guest.untar(path, archive)
+
+    # the outside world
+
+    def usb_add(
+        self,
+        driver: str,
+        name: str,
+        port: str | None = None,
+        *,
+        image: Path | None = None,
+        readonly: bool = False,
+        chardev: dict[str, Any] | None = None,
+        **properties: Any,
+    ) -> None:
+        """Plug a device in: `port` "1" to "8", "6.1" behind a hub on 6; usb-storage is bus 2."""
+        place = {} if port is None else {"port": port}
+        device = {"driver": driver, "id": name, "bus": "xhci.0", **place, **properties}
+        file = {"driver": "file", "filename": str(image), "read-only": readonly}
+        disk = {"driver": "raw", "read-only": readonly, "file": file} if image else None
+        self._plugged[name] = {"device": device, "disk": disk, "chardev": chardev}
+        self._plug(**self._plugged[name])
+
+    def usb_del(self, name: str) -> None:
+        """Pull a device out."""
+        del self._plugged[name]
+        since = len(self.qmp.events)
+        self.qmp.execute("device_del", id=name)
+        self.qmp.wait_event(
+            lambda e: e["event"] == "DEVICE_DELETED" and e["data"].get("device") == name, since
+        )
+        with contextlib.suppress(QmpError):
+            self.qmp.execute("blockdev-del", **{"node-name": f"disk-{name}"})
+        with contextlib.suppress(QmpError):
+            self.qmp.execute("chardev-remove", id=f"chardev-{name}")
+
+    def set_link(self, up: bool) -> None:
+        """Pull the network cable out of this machine, or put it back; peers do not notice."""
+        self.qmp.execute("set_link", name="nic", up=up)
+
+    def freeze(self) -> None:
+        """Stop the processor: the machine answers nothing, until `thaw`."""
+        self.qmp.execute("stop")
+
+    def thaw(self) -> None:
+        self.qmp.execute("cont")
+
+    def _plug(
+        self, device: dict[str, Any], disk: dict[str, Any] | None, chardev: dict[str, Any] | None
+    ) -> None:
+        name, backends = device["id"], {}
+        if disk:
+            backends["drive"] = f"disk-{name}"
+            self.qmp.execute("blockdev-add", **{"node-name": f"disk-{name}", **disk})
+        if chardev:
+            backends["chardev"] = f"chardev-{name}"
+            self.qmp.execute("chardev-add", id=f"chardev-{name}", backend=chardev)
+        self.qmp.execute("device_add", **device, **backends)
+
+    def _command(self) -> list[str]:
+        return [
+            *("qemu-system-x86_64", "-name", self.name, *HARDWARE.split()),
+            *self._images.arguments(),
+            *("-serial", f"file:{self._folder}/console"),
+            *("-qmp", f"unix:{self._folder}/qmp,server=on,wait=off"),
+            *("-chardev", f"socket,id=agent,path={self._folder}/agent,server=on,wait=off"),
+            *("-netdev", f"{self._netdev},id=net"),
+        ]
+
+    def _connect(self) -> None:
+        self.qmp = self._stack.enter_context(contextlib.closing(Qmp(self._folder / "qmp")))
+        if snapshot := self._images.snapshot:
+            self._migrate("migrate-incoming", f"exec:cat {shlex.quote(str(snapshot))}/state")
+            self.qmp.execute("cont")  # it was saved while stopped
+        self.guest = self._stack.enter_context(contextlib.closing(Guest(self._folder / "agent")))
+        if snapshot:
+            self._become()
+        else:
+            self.guest.wait_ready(120)
+
+    def _become(self) -> None:
+        """Give a restored machine its own name, address and randomness."""
+        self.guest.call(
+            "become",
+            name=self.name,
+            ip=self.ip,
+            mac=f"52:54:00:00:00:{int(self.ip.rpartition('.')[2]):02x}",
+            time=time.time(),
+            seed=b64encode(os.urandom(64)).decode(),
+            machine_id=uuid.uuid5(uuid.NAMESPACE_DNS, self.name).hex,
+            boot_id=str(uuid.uuid4()),
+        )
+
+    def _migrate(self, command: str, uri: str) -> None:
+        names = ("x-ignore-shared", "events")
+        capabilities = [{"capability": name, "state": True} for name in names]
+        self.qmp.execute("migrate-set-capabilities", capabilities=capabilities)
+        self.qmp.execute(command, uri=uri)
+        ends = ("completed", "failed")
+        event = self.qmp.wait_event(
+            lambda e: e["event"] == "MIGRATION" and e["data"]["status"] in ends, timeout=60
+        )
+        if event["data"]["status"] == "failed":
+            raise QmpError(f"{command} failed\n{self.log()}")
