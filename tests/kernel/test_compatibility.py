@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-import pytest
 from tests.kernel.lab import until
 from tests.kernel.product import (
     SLOW,

@@ -4,7 +4,6 @@ import re
 import time
 from pathlib import Path
 
-import pytest
 from tests.kernel.lab import until
 from tests.kernel.product import (
     SLOW,
