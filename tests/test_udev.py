@@ -36,7 +36,7 @@ def plug(sysfs: Path, name: str, controller: str = "pci0000:00/usb1", **more: st
 
 
 def devices(sysfs: Path, **more: object) -> udev.Devices:
-    return udev.Devices(sysfs=sysfs, describe=lambda path: None, **more)  # type: ignore[arg-type]
+    return udev.Devices(sysfs=sysfs, describe=lambda path: "", **more)  # type: ignore[arg-type]
 
 
 def test_a_device_is_read_from_sysfs(sysfs: Path) -> None:
@@ -83,6 +83,23 @@ def test_the_hardware_database_goes_before_the_devices_own_words(sysfs: Path) ->
         (device,) = source.list_devices()
     assert (device.description, device.product) == ("Future Technology FT232", "[2Jy")
     assert len(asked) == 1
+
+
+def test_a_device_is_looked_up_again_until_udev_knows_it(sysfs: Path) -> None:
+    plug(sysfs, "1-1", product="y")
+    answers = iter([None, None, "Known"])
+    source = udev.Devices(sysfs=sysfs, describe=lambda path: next(answers))
+    assert [source.list_devices()[0].description for _ in range(4)] == ["y", "y", "Known", "Known"]
+
+
+def test_another_device_in_the_same_position_is_another_one(sysfs: Path) -> None:
+    old = plug(sysfs, "1-1", serial="A")
+    source = devices(sysfs)
+    assert source.list_devices()[0].serial == "A"
+    old.rename(old.with_name("gone"))
+    (sysfs / "bus/usb/devices/1-1").unlink()
+    plug(sysfs, "1-1", serial="B")
+    assert source.list_devices()[0].serial == "B"
 
 
 def test_what_the_machine_needs_is_protected(sysfs: Path) -> None:

@@ -25,12 +25,14 @@ class Protection:
 
     def __call__(self, devices: Iterable[Path]) -> dict[Path, str]:
         """Of these sysfs paths of USB devices, those that are needed here, with the reason."""
-        used = dict(self._used_paths())
-        return {
-            device: reason
-            for device in devices
-            if (reason := next((why for p, why in used.items() if device in p.parents), None))
-        }
+        used = [(str(path), why) for path, why in self._used_paths()]
+        reasons: dict[Path, str] = {}
+        for device in devices:
+            below = f"{device}/"
+            for path, why in used:
+                if path.startswith(below):
+                    reasons.setdefault(device, why)
+        return reasons
 
     def _used_paths(self) -> Iterator[tuple[Path, str]]:
         yield from self._used_disks()

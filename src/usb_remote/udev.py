@@ -14,6 +14,7 @@ import select
 from collections.abc import Callable, Iterable, Iterator
 from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
 import pyudev
 
@@ -36,6 +37,14 @@ Describe = Callable[[str], str | None]
 ProtectedBy = Callable[[Iterable[Path]], dict[Path, str]]
 
 
+class _Known(NamedTuple):
+    """What was read at a path; incomplete until udev has looked the device up."""
+
+    inode: int
+    device: Device | None
+    is_complete: bool = True
+
+
 class Devices:
     """What is plugged in here, hubs and imported (vhci) devices left out."""
 
@@ -48,12 +57,12 @@ class Devices:
         self._root = sysfs / "bus/usb/devices"
         self._protected_by = protected_by
         self._describe = describe or _Database()
-        self._descriptions: dict[tuple[str, int], str | None] = {}
+        self._known: dict[str, _Known] = {}
 
     def list_devices(self) -> tuple[Device, ...]:
         """Every device with its state as far as the machine itself is concerned."""
-        found = {path: device for path in self._paths() if (device := self._read(path))}
-        self._forget_all_but(found.values())
+        self._known = {path: self._look(path) for path in self._paths()}
+        found = {Path(p): k.device for p, k in self._known.items() if k.device is not None}
         reasons = self._protected_by(found)
         return with_ids(
             device.model_copy(update={"state": State.PROTECTED, "reason": reasons[path]})
@@ -70,22 +79,38 @@ class Devices:
         except (OSError, ValueError):
             return None
 
-    def _paths(self) -> Iterator[Path]:
+    def _paths(self) -> Iterator[str]:
         with contextlib.suppress(FileNotFoundError):  # a machine without USB has no such folder
-            for link in self._root.iterdir():
+            for link in os.scandir(self._root):
                 if "-" in link.name and ":" not in link.name:
-                    yield Path(os.path.realpath(link))
+                    yield os.path.normpath(os.path.join(self._root, os.readlink(link.path)))
 
-    def _read(self, path: Path) -> Device | None:
-        """None for a hub, for an imported device, and for one that went away meanwhile."""
-        if "/vhci_hcd" in str(path) or _text(path / "bDeviceClass") == HUB_CLASS:
-            return None
+    def _look(self, path: str) -> _Known:
+        """What is there; a device that we know is not read again, for nothing of it can change.
+
+        The kernel gives each newly enumerated device a new sysfs node, also in the same position.
+        """
         try:
-            return self._device(path, BusId(path.name))
-        except (OSError, ValueError):
-            return None
+            inode = os.stat(path).st_ino
+        except OSError:
+            return _Known(0, None)
+        known = self._known.get(path)
+        if known is not None and known.inode == inode and known.is_complete:
+            return known
+        return self._read(Path(path), inode)
 
-    def _device(self, path: Path, bus_id: BusId) -> Device:
+    def _read(self, path: Path, inode: int) -> _Known:
+        """No device for a hub, for an imported device, and for one that went away meanwhile."""
+        if "/vhci_hcd" in str(path) or _text(path / "bDeviceClass") == HUB_CLASS:
+            return _Known(inode, None)
+        try:
+            description = self._describe(str(path))
+            device = self._device(path, BusId(path.name), description)
+            return _Known(inode, device, is_complete=description is not None)
+        except (OSError, ValueError):
+            return _Known(0, None)
+
+    def _device(self, path: Path, bus_id: BusId, description: str | None) -> Device:
         vendor_id, product_id = _need(path / "idVendor"), _need(path / "idProduct")
         busnum, devnum = int(_need(path / "busnum")), int(_need(path / "devnum"))
         manufacturer, product = _text(path / "manufacturer"), _text(path / "product")
@@ -98,24 +123,13 @@ class Devices:
             port_numbers=bus_id.port_numbers,
             device_name=f"/dev/bus/usb/{busnum:03d}/{devnum:03d}",
             serial=_text(path / "serial") or None,
-            description=self._description(path, devnum) or own or f"{vendor_id}:{product_id}",
+            description=description or own or f"{vendor_id}:{product_id}",
             manufacturer=manufacturer or None,
             product=product or None,
             classes=tuple("{:02x}/{:02x}/{:02x}".format(*i) for i in _interfaces(path)),
             speed=float(_text(path / "speed") or 0) or None,
             devnum=devnum,
         )
-
-    def _description(self, path: Path, devnum: int) -> str | None:
-        key = (str(path), devnum)
-        if self._descriptions.get(key) is None:
-            self._descriptions[key] = self._describe(str(path))
-        return self._descriptions[key]
-
-    def _forget_all_but(self, devices: Iterable[Device]) -> None:
-        plugged = {(d.bus_id, d.devnum) for d in devices}
-        for key in [k for k in self._descriptions if (Path(k[0]).name, k[1]) not in plugged]:
-            del self._descriptions[key]
 
 
 def _read_record(path: Path, bus_id: BusId) -> Record:
@@ -164,13 +178,15 @@ class _Database:
         self._context = pyudev.Context()
 
     def __call__(self, sys_path: str) -> str | None:
+        """The description, empty if the database has none; None while udev is not yet done."""
         try:
             device = pyudev.Devices.from_sys_path(self._context, sys_path)
         except pyudev.DeviceNotFoundError:
             return None
-        keys = ("ID_VENDOR_FROM_DATABASE", "ID_MODEL_FROM_DATABASE")
-        words = [device.properties.get(key) for key in keys]
-        return " ".join(filter(None, words)) if words[1] else None
+        words = [device.properties.get(f"ID_{key}_FROM_DATABASE") for key in ("VENDOR", "MODEL")]
+        if words[1]:
+            return " ".join(filter(None, words))
+        return "" if device.is_initialized else None
 
 
 class Monitor:

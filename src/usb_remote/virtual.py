@@ -79,6 +79,8 @@ def bus_id_of(kind: str) -> BusId:
 class VirtualDevices:
     """A bus of programs. ``plug`` and ``pull`` may be called while a server shares it."""
 
+    kinds = KINDS
+
     def __init__(self, *kinds: str) -> None:
         self._plugged: dict[BusId, usbip.USBDevice] = {}
         self._sessions: dict[BusId, tuple[socket.socket, threading.Thread]] = {}

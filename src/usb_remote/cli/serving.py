@@ -12,12 +12,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from stat import S_ISCHR, S_ISFIFO
+from typing import TYPE_CHECKING
 
 from usb_remote import __version__, errors, exporter, identity, leases, protocol, server
 from usb_remote.cli import output
 from usb_remote.config import ServerConfig
 from usb_remote.mdns import advertise
-from usb_remote.virtual import KINDS, VirtualDevices
+
+if TYPE_CHECKING:
+    from usb_remote.virtual import VirtualDevices
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +57,8 @@ async def _serve_kernel(config: ServerConfig) -> None:
 
 
 async def _serve_virtual(config: ServerConfig) -> None:
+    from usb_remote.virtual import KINDS, VirtualDevices
+
     devices = VirtualDevices(*KINDS)
     try:
         with _commands(devices):
@@ -135,7 +140,7 @@ def _commands(devices: VirtualDevices) -> Iterator[None]:
     mode = os.fstat(sys.stdin.fileno()).st_mode if sys.stdin else 0
     usable = S_ISFIFO(mode) or (S_ISCHR(mode) and os.isatty(sys.stdin.fileno()))
     if usable:
-        log.info("type `pull KIND` or `plug KIND` and Enter; kinds: %s", ", ".join(KINDS))
+        log.info("type `pull KIND` or `plug KIND` and Enter; kinds: %s", ", ".join(devices.kinds))
         loop.add_reader(sys.stdin.fileno(), _obey, devices)
     try:
         yield
