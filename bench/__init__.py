@@ -1,0 +1,1 @@
+"""What `make bench` runs: usb-remote beside the alternatives (`python -m bench`)."""
