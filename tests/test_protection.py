@@ -75,7 +75,7 @@ def test_a_member_of_a_device_mapper_or_raid_target(machine: Machine) -> None:
 )
 def test_the_interface_with_the_default_route(machine: Machine, table: str, line: str) -> None:
     (machine.stick / "1-1:1.0/net/eth7").mkdir(parents=True)
-    (machine.sysfs / "class/net").mkdir(parents=True)
+    machine.write("sys/class/net/bonding_masters", "")
     (machine.sysfs / "class/net/eth7").symlink_to(machine.stick / "1-1:1.0/net/eth7")
     assert machine.reason() is None
     machine.write(table, line)

@@ -5,6 +5,7 @@ Rule of this file: read /proc and /sys, change nothing, give a reason that a per
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,34 +26,35 @@ class Protection:
 
     def __call__(self, devices: Iterable[Path]) -> dict[Path, str]:
         """Of these sysfs paths of USB devices, those that are needed here, with the reason."""
-        used = [(str(path), why) for path, why in self._used_paths()]
         reasons: dict[Path, str] = {}
-        for device in devices:
-            below = f"{device}/"
-            for path, why in used:
-                if path.startswith(below):
-                    reasons.setdefault(device, why)
+        below = {f"{device}/": device for device in devices}
+        for device, reason in (*self._used_disks(below), *self._used_networks(below)):
+            reasons.setdefault(device, reason)
         return reasons
 
-    def _used_paths(self) -> Iterator[tuple[Path, str]]:
-        yield from self._used_disks()
-        for name in sorted(self._default_route_interfaces()):
-            path = self._sysfs / "class/net" / name
-            yield Path(os.path.realpath(path)), f"{name} carries the default route of this server"
-
-    def _used_disks(self) -> Iterator[tuple[Path, str]]:
+    def _used_disks(self, below: dict[str, Path]) -> Iterator[tuple[Path, str]]:
         mounts, swaps = self._mounts(), self._swaps()
         members = {link.name for link in self._sysfs.glob("fs/btrfs/*/devices/*")}
-        for link in self._list("class/block"):
-            path = Path(os.path.realpath(link))
+        for path, device in self._children("class/block", below):
             if reason := _disk_reason(path, mounts, swaps, members):
-                yield path, reason
+                yield device, reason
 
-    def _list(self, folder: str) -> list[Path]:
-        try:
-            return sorted((self._sysfs / folder).iterdir())
-        except FileNotFoundError:
-            return []
+    def _used_networks(self, below: dict[str, Path]) -> Iterator[tuple[Path, str]]:
+        routed = self._default_route_interfaces()
+        for path, device in self._children("class/net", below):
+            if path.name in routed:
+                yield device, f"{path.name} carries the default route of this server"
+
+    def _children(self, folder: str, below: dict[str, Path]) -> Iterator[tuple[Path, Path]]:
+        """What of a class of devices belongs to one of ours, and to which."""
+        with contextlib.suppress(FileNotFoundError):
+            for link in sorted((self._sysfs / folder).iterdir()):
+                if not link.is_symlink():  # class/net/bonding_masters is a file
+                    continue
+                path = os.path.normpath(os.path.join(link.parent, os.readlink(link)))
+                for prefix, device in below.items():
+                    if path.startswith(prefix):
+                        yield Path(path), device
 
     def _mounts(self) -> dict[str, str]:
         """Device number ``8:1`` and node name ``sda1`` -> mount point (proc(5), mountinfo)."""
