@@ -63,7 +63,9 @@ def test_a_device_that_goes_away_while_it_is_read_is_left_out(sysfs: Path) -> No
     plug(sysfs, "1-1")
     (plug(sysfs, "1-2") / "devnum").unlink()
     (sysfs / "bus/usb/devices/1-3").symlink_to(sysfs / "gone")
-    assert [d.bus_id for d in devices(sysfs).list_devices()] == ["1-1"]
+    (sysfs / "bus/usb/devices/1-4").mkdir()  # readlink fails, as for what was just pulled
+    plug(sysfs, "1-5")
+    assert [d.bus_id for d in devices(sysfs).list_devices()] == ["1-1", "1-5"]
 
 
 def test_no_usb_at_all_is_no_device(tmp_path: Path) -> None:

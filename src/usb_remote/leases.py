@@ -192,7 +192,8 @@ class Leases:
             NotFound, Busy, Refused, SystemFault.
 
         """
-        self._find(bus_id)  # so that no lease is made for what never was
+        if bus_id not in self._leases:
+            self._find(bus_id)  # so that no lease is made for what never was
         lease = self._lease(bus_id)
         async with lease.lock:
             return await self._begin(connection, bus_id, lease, address)

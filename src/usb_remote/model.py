@@ -70,8 +70,10 @@ def clean(text: object, limit: int = MAX_TEXT) -> str:
     Every character of the Unicode categories C* (control, format, surrogate, unassigned), Zl and Zp
     becomes a space; runs of white space become one; at most ``limit`` characters remain.
     """
-    printable = (" " if _is_unprintable(c) else c for c in str(text)[: 8 * limit])
-    return " ".join("".join(printable).split())[:limit].rstrip()
+    known = str(text)[: 8 * limit]
+    if not known.isprintable():  # nearly every string is, and character by character is slow
+        known = "".join(" " if _is_unprintable(c) else c for c in known)
+    return " ".join(known.split())[:limit].rstrip()
 
 
 def _is_unprintable(character: str) -> bool:

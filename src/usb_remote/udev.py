@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import select
 from collections.abc import Callable, Iterable, Iterator
@@ -56,7 +57,7 @@ class Devices:
     ) -> None:
         self._root = sysfs / "bus/usb/devices"
         self._protected_by = protected_by
-        self._describe = describe or _Database()
+        self._describe = describe or _describe
         self._known: dict[str, _Known] = {}
 
     def list_devices(self) -> tuple[Device, ...]:
@@ -80,10 +81,14 @@ class Devices:
             return None
 
     def _paths(self) -> Iterator[str]:
+        names: list[str] = []
         with contextlib.suppress(FileNotFoundError):  # a machine without USB has no such folder
-            for link in os.scandir(self._root):
-                if "-" in link.name and ":" not in link.name:
-                    yield os.path.normpath(os.path.join(self._root, os.readlink(link.path)))
+            names = os.listdir(self._root)
+        for name in names:
+            if "-" in name and ":" not in name:
+                with contextlib.suppress(OSError):  # pulled since then; the others are there
+                    link = os.readlink(f"{self._root}/{name}")
+                    yield os.path.normpath(os.path.join(self._root, link))
 
     def _look(self, path: str) -> _Known:
         """What is there; a device that we know is not read again, for nothing of it can change.
@@ -160,8 +165,12 @@ def _interfaces(path: Path) -> tuple[tuple[int, int, int], ...]:
     return ()
 
 
-def _need(path: Path) -> str:
-    return path.read_bytes().decode(errors="replace").strip()
+def _need(path: Path | str) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096).decode(errors="replace").strip()
+    finally:
+        os.close(fd)
 
 
 def _text(path: Path) -> str:
@@ -171,22 +180,25 @@ def _text(path: Path) -> str:
         return ""
 
 
-class _Database:
-    """Vendor and model from udev's hardware database."""
+@functools.cache
+def _context() -> pyudev.Context:
+    """One for all: each new one makes ctypes search for libudev again (tens of ms)."""
+    return pyudev.Context()
 
-    def __init__(self) -> None:
-        self._context = pyudev.Context()
 
-    def __call__(self, sys_path: str) -> str | None:
-        """The description, empty if the database has none; None while udev is not yet done."""
-        try:
-            device = pyudev.Devices.from_sys_path(self._context, sys_path)
-        except pyudev.DeviceNotFoundError:
-            return None
-        words = [device.properties.get(f"ID_{key}_FROM_DATABASE") for key in ("VENDOR", "MODEL")]
-        if words[1]:
-            return " ".join(filter(None, words))
-        return "" if device.is_initialized else None
+def _describe(sys_path: str) -> str | None:
+    """Vendor and model from udev's hardware database, empty if it has none.
+
+    None while udev is not yet done with the device.
+    """
+    try:
+        device = pyudev.Devices.from_sys_path(_context(), sys_path)
+    except pyudev.DeviceNotFoundError:
+        return None
+    words = [device.properties.get(f"ID_{key}_FROM_DATABASE") for key in ("VENDOR", "MODEL")]
+    if words[1]:
+        return " ".join(filter(None, words))
+    return "" if device.is_initialized else None
 
 
 class Monitor:
@@ -200,7 +212,7 @@ class Monitor:
 
     def __init__(self, *subsystems: str, files: Iterable[Path] = ()) -> None:
         source = "udev" if Path("/run/udev/control").exists() else "kernel"
-        self._monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=source)
+        self._monitor = pyudev.Monitor.from_netlink(_context(), source=source)
         for subsystem in subsystems:
             self._monitor.filter_by(subsystem)
         self._monitor.start()
@@ -257,7 +269,8 @@ async def wait_until_usable(bus_id: str, timeout: float) -> tuple[str, ...]:
 
 def _patience(bus_id: str) -> float:
     """Seconds of silence after which the device is as ready as it gets; 0 if it is ready."""
-    interfaces = sorted((SYSFS / "bus/usb/devices" / bus_id).glob(f"{bus_id}:*"))
+    device = (SYSFS / "bus/usb/devices" / bus_id).resolve()
+    interfaces = sorted(device.glob(f"{bus_id}:*"))
     return max(map(_interface_patience, interfaces), default=inf)
 
 
@@ -272,27 +285,53 @@ def _interface_patience(interface: Path) -> float:
 
 def _is_served(interface: Path, kind: str) -> bool:
     """Whether the driver has made a node or a network interface, and udev has seen it."""
-    made = [d for d in _below(interface) if d.device_node or d.subsystem == "net"]
+    made = [part for part in _below(interface) if part.node or part.subsystem == "net"]
     if kind == MASS_STORAGE:
-        made = [d for d in made if d.subsystem == "block"]
-    return bool(made) and all(d.is_initialized for d in made)
+        made = [part for part in made if part.subsystem == "block"]
+    return bool(made) and all(_is_initialized(part.path) for part in made)
 
 
-def _below(path: Path) -> list[pyudev.Device]:
+class _Part(NamedTuple):
+    """A device below another one."""
+
+    path: str
+    subsystem: str
+    node: str | None
+
+
+def _below(path: Path) -> Iterator[_Part]:
+    """Devices below one in sysfs; libudev would look through all of the machine for them."""
+    for folder, names, files in os.walk(path):
+        names[:] = [
+            n for n in names if n != "power" and not os.path.islink(os.path.join(folder, n))
+        ]
+        link = os.path.join(folder, "subsystem")
+        if "uevent" in files and os.path.islink(link):
+            yield _Part(folder, os.path.basename(os.readlink(link)), _node(folder))
+
+
+def _node(folder: str) -> str | None:
+    lines = _text(Path(folder, "uevent")).splitlines()
+    name = next((line[8:] for line in lines if line.startswith("DEVNAME=")), None)
+    return f"/dev/{name}" if name else None
+
+
+def _is_initialized(path: str) -> bool:
     try:
-        parent = pyudev.Devices.from_sys_path(pyudev.Context(), str(path.resolve()))
-        return [d for d in parent.children if d.sys_path != parent.sys_path]
+        device = pyudev.Devices.from_sys_path(_context(), path)
     except pyudev.DeviceNotFoundError:
-        return []
+        return False
+    initialized: bool = device.is_initialized
+    return initialized
 
 
 def list_nodes(bus_id: str) -> tuple[str, ...]:
     """Device nodes of a local USB device: tty, disk, video … first, /dev/bus/usb last."""
-    device = SYSFS / "bus/usb/devices" / bus_id
-    nodes = [(d.subsystem, d.device_node) for d in _below(device) if d.device_node]
-    order = ["tty", "block", "video4linux", "usbmisc", "hidraw", "input"]
-    ranked = sorted(nodes, key=lambda n: (order.index(n[0]) if n[0] in order else len(order), n[1]))
-    names = [node for _, node in ranked if not node.startswith("/dev/bsg/")]
-    busnum, devnum = _text(device / "busnum"), _text(device / "devnum")
-    usb = [f"/dev/bus/usb/{int(busnum):03d}/{int(devnum):03d}"] if busnum and devnum else []
-    return tuple(dict.fromkeys((*names, *usb)))
+    order = ["tty", "block", "video4linux", "usbmisc", "hidraw", "input", "sound"]
+    device = (SYSFS / "bus/usb/devices" / bus_id).resolve()
+    parts = [part for part in _below(device) if part.node and part.subsystem != "bsg"]
+    ranks = {name: rank for rank, name in enumerate([*order, "", "usb"])}
+    ranked = sorted(
+        (ranks.get(part.subsystem, len(order)), part.node) for part in parts if part.node
+    )
+    return tuple(dict.fromkeys(node for _, node in ranked))
