@@ -80,7 +80,8 @@ def _parse_address(text: object) -> str:
 Host = Annotated[str, BeforeValidator(_parse_host)]
 Range = Annotated[str, BeforeValidator(_parse_range)]
 Address = Annotated[str, BeforeValidator(_parse_address)]
-Port = Annotated[int, Field(ge=0, le=65535)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+FreePort = Annotated[int, Field(ge=0, le=65535)]
 """0 stands for any free port, which only makes sense for a server that is announced."""
 
 
@@ -101,8 +102,8 @@ class ServerConfig(_Section):
     """
 
     listen: list[Address] = ["0.0.0.0", "::"]
-    port: Port = 5055
-    usbip_port: Port = 3240
+    port: FreePort = 5055
+    usbip_port: FreePort = 3240
     name: str = Field(default="", max_length=63)
     advertise: bool = True
 
