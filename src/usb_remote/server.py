@@ -56,6 +56,7 @@ class ControlServer:
         self._source = source
         self._wakeup = wakeup
         self._leases = leases
+        self._listed: tuple[Device, ...] = ()
         self._lines: dict[str, bytes] = {}
         self._twins: set[str] = set()
         self._connections: dict[ControlConnection, None] = {}
@@ -119,7 +120,12 @@ class ControlServer:
 
     def refresh(self) -> None:
         """List again; if anything differs, tell every watcher."""
-        devices = self._leases.with_holders(self._source.list_devices())
+        self._listed = self._source.list_devices()
+        self.show_holders()
+
+    def show_holders(self) -> None:
+        """The same devices, with whoever holds them now."""
+        devices = self._leases.with_holders(self._listed)
         if self.snapshot.revision and devices == self.snapshot.devices:
             return
         self._warn_of_twins(devices)

@@ -101,8 +101,9 @@ class Vhci:
         """
         command = ["--tcp-port", str(usbip_port), "attach", "--remote", address, "--busid", bus_id]
         async with self._locked():
-            before = {row[1] for row in self._rows() if row[2] != "004"}
-            if len(before) == len(self._rows()):
+            rows = self._rows()
+            before = {row[1] for row in rows if row[2] != "004"}
+            if len(before) == len(rows):
                 raise errors.SystemFault(
                     f"all {len(before)} vhci ports are in use",
                     hint="usb-remote ports lists them; detach one",

@@ -96,7 +96,7 @@ async def _run(
         await held.start()
         info = info.model_copy(update={"usbip_port": export.port})
         control = server.ControlServer(source, wakeup, held, info)
-        held.on_change = control.refresh
+        held.on_change = control.show_holders
         stack.push_async_callback(control.stop)
         await control.start(addresses, config.port)
         if config.advertise:
