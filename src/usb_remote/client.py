@@ -109,7 +109,7 @@ class Client:
                 usbip_port=match.server.usbip_port,
                 timeout=max(self._config.timeout, 5.0),
             )
-        except BaseException:
+        except BaseException:  # Ctrl-C too: a reservation must not outlive whoever made it
             await self._give_back(connection, match.device)
             raise
 
