@@ -33,14 +33,16 @@ def run(pairs: int) -> list[report.Row]:
         raise RuntimeError(f"devices found by us and by usbip: {numbers['found']}")
     what = f"enumerate: {DEVICES} devices, names"
     return [
-        row(f"{what} looked up", numbers["fresh"]),
-        row(f"{what} known", numbers["known"]),
+        row(f"{what} known", numbers["known"], TARGET),
+        row(f"{what} looked up", numbers["fresh"]),  # the first listing of a server
     ]
 
 
-def row(what: str, numbers: tuple[list[float], list[float]]) -> report.Row:
+def row(
+    what: str, numbers: tuple[list[float], list[float]], target: report.Target | None = None
+) -> report.Row:
     ours, theirs = numbers
-    return report.compare(what, ours, theirs, "ms", TARGET)
+    return report.compare(what, ours, theirs, "ms", target)
 
 
 def plug(vm: VM) -> None:

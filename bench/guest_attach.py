@@ -1,7 +1,7 @@
 """In a virtual machine, the client: attaches in one way or the other, as it is told by a pipe.
 
-Orders are `ours BUS`, `ours_back BUS`, `theirs BUS NODE`, `theirs_back`; each is answered with a
-line `done …` on stdout.
+Orders are `ours BUS NODE`, `ours_back BUS`, `theirs BUS NODE`, `theirs_back`; each is answered
+with a line `done …` on stdout.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ class Orders:
         config = Config(servers=[SERVER], discovery=False)
         self._client = wiring.client(config)
 
-    async def ours(self, bus_id: str) -> str:
+    async def ours(self, bus_id: str, node: str) -> str:
         start = time.perf_counter()
+        there = asyncio.create_task(asyncio.to_thread(appears, Path(node), start))
         attached = await self._client.attach(Query(bus=bus_id))
-        taken = milliseconds_since(start)
-        return json.dumps({"ms": taken, "nodes": attached.attachment.nodes})
+        settled = milliseconds_since(start)
+        nodes = attached.attachment.nodes
+        return json.dumps({"ms": await there, "settled": settled, "nodes": nodes})
 
     async def ours_back(self, bus_id: str) -> str:
         await self._client.detach(Query(bus=bus_id))
@@ -45,8 +47,7 @@ class Orders:
     async def theirs(self, bus_id: str, node: str) -> str:
         start = time.perf_counter()
         subprocess.run([*ATTACH, bus_id], check=True)
-        wait_for(Path(node))
-        there = milliseconds_since(start)
+        there = appears(Path(node), start)
         wait_for(udev_entry(node))
         return json.dumps({"ms": there, "settled": milliseconds_since(start)})
 
@@ -58,6 +59,12 @@ class Orders:
 
 def milliseconds_since(start: float) -> float:
     return (time.perf_counter() - start) * 1000
+
+
+def appears(path: Path, start: float) -> float:
+    """Milliseconds from the start until there is such a file."""
+    wait_for(path)
+    return milliseconds_since(start)
 
 
 def wait_for(path: Path) -> None:

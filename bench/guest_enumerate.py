@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 
 from bench import report
-from usb_remote import protection, udev
+from usb_remote import protection
+from usb_remote.udev.devices import Devices
 
 USBIP = ["usbip", "list", "-p", "-l"]
 
@@ -21,7 +22,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def list_fresh() -> object:
-    return udev.Devices(protection.Protection()).list_devices()
+    return Devices(protection.Protection()).list_devices()
 
 
 def list_by_usbip() -> str:
@@ -29,7 +30,7 @@ def list_by_usbip() -> str:
 
 
 def main() -> None:
-    pairs, devices = int(sys.argv[1]), udev.Devices(protection.Protection())
+    pairs, devices = int(sys.argv[1]), Devices(protection.Protection())
     found = [len(devices.list_devices()), list_by_usbip().count("busid=")]
     print(
         json.dumps(

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pyudev
 
-from usb_remote import leases, protection, protocol, server, udev, usbip_host
+from usb_remote import leases, protection, protocol, server, usbip_host
+from usb_remote.udev.devices import Devices
+from usb_remote.udev.monitor import Monitor
 
 KNOWN = "/sys/devices/virtual/mem/null"
 """A device that every machine has."""
@@ -30,10 +32,10 @@ class Describe:
 
 
 async def serve(root: Path) -> None:
-    devices = udev.Devices(protection.Protection(), Describe(), root)
+    devices = Devices(protection.Protection(), Describe(), root)
     arbiter = leases.Leases(devices, usbip_host.Host(root))
     info = protocol.Info(id="0" * 32, name="bench", version="3.0.0")
-    control = server.ControlServer(devices, udev.Monitor("usb"), arbiter, info)
+    control = server.ControlServer(devices, Monitor("usb"), arbiter, info)
     await control.start(["127.0.0.1"], 0)
     print(control.port, flush=True)
     await asyncio.Event().wait()

@@ -72,7 +72,7 @@ async def running_server(
     await export.start([HOST], 0)
     info = protocol.Info(id="0" * 31 + "1", name="bench", version="3", usbip_port=export.port)
     listening = server.ControlServer(devices, devices, held, info, limits)
-    held.on_change = listening.show_holders
+    held.on_change = listening.holders_changed
     await listening.start([HOST], 0)
     try:
         yield Running(devices, held, export, listening)

@@ -53,6 +53,9 @@ class UserSpaceImporter:
         self._handles[attachment.vhci_port] = (attachment, handle)
         return attachment
 
+    def local_bus_id(self, attachment: Attachment) -> str | None:
+        return attachment.local_bus_id
+
     async def detach(self, vhci_port: int) -> None:
         _, handle = self._handles.pop(vhci_port)
         handle.close()  # type: ignore[attr-defined]
@@ -62,8 +65,14 @@ class UserSpaceImporter:
         self._handles[vhci_port][1].close()  # type: ignore[attr-defined]
 
 
-async def nodes(_bus_id: str, _timeout: float) -> tuple[str, ...]:
-    return ("/dev/ttyUSB0",)
+class ArrivedAtOnce:
+    """No kernel: what is imported is there."""
+
+    async def until(self, look: Callable[[], str | None], timeout: float) -> str | None:
+        return look()
+
+    async def until_usable(self, bus_id: str, timeout: float) -> tuple[str, ...]:
+        return ("/dev/ttyUSB0",)
 
 
 def found(*servers: Server) -> Callable[[], AsyncIterator[Server]]:
@@ -88,7 +97,7 @@ def finder(
 
 def client(*configured: str, importer: UserSpaceImporter | None = None) -> Client:
     here = importer or UserSpaceImporter()
-    return Client(knowing(*configured), found(), here, nodes, "me", lambda: {HOST})
+    return Client(knowing(*configured), found(), here, ArrivedAtOnce, "me", lambda: {HOST})
 
 
 def knowing(*configured: str, timeout: float = 2.0) -> Config:

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src/usb_remote"
 OWNERS = {
     "zeroconf": "mdns/",
     "ifaddr": "mdns/",
-    "pyudev": "udev.py",
+    "pyudev": "udev/",
     "usbip": "virtual.py",
     "ruamel": "config.py",
     "typer": "cli/app.py",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from usb_remote import udev
 from usb_remote.model import BusId, State
+from usb_remote.udev.devices import Devices
 
 CONFIGURATION = bytes([9, 2, 18, 0, 1, 1, 0, 0x80, 50, 9, 4, 0, 0, 2, 8, 6, 0x50, 0])
 
@@ -35,8 +35,8 @@ def plug(sysfs: Path, name: str, controller: str = "pci0000:00/usb1", **more: st
     return path
 
 
-def devices(sysfs: Path, **more: object) -> udev.Devices:
-    return udev.Devices(sysfs=sysfs, describe=lambda path: "", **more)  # type: ignore[arg-type]
+def devices(sysfs: Path, **more: object) -> Devices:
+    return Devices(sysfs=sysfs, describe=lambda path: "", **more)  # type: ignore[arg-type]
 
 
 def test_a_device_is_read_from_sysfs(sysfs: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_hardware_database_goes_before_the_devices_own_words(sysfs: Path) ->
         asked.append(path)
         return "Future Technology FT232"
 
-    source = udev.Devices(sysfs=sysfs, describe=describe)
+    source = Devices(sysfs=sysfs, describe=describe)
     for _ in range(3):
         (device,) = source.list_devices()
     assert (device.description, device.product) == ("Future Technology FT232", "[2Jy")
@@ -90,7 +90,7 @@ def test_the_hardware_database_goes_before_the_devices_own_words(sysfs: Path) ->
 def test_a_device_is_looked_up_again_until_udev_knows_it(sysfs: Path) -> None:
     plug(sysfs, "1-1", product="y")
     answers = iter([None, None, "Known"])
-    source = udev.Devices(sysfs=sysfs, describe=lambda path: next(answers))
+    source = Devices(sysfs=sysfs, describe=lambda path: next(answers))
     assert [source.list_devices()[0].description for _ in range(4)] == ["y", "y", "Known", "Known"]
 
 

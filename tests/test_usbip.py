@@ -110,6 +110,17 @@ async def test_what_is_transient_is_tried_again(machine: Machine) -> None:
     assert len(machine.calls) == 2
 
 
+def test_the_kernels_place_is_known_once_it_has_enumerated_the_device(machine: Machine) -> None:
+    machine.show(USED.replace("006", "005"))
+    (found,) = machine.vhci.list_attachments()
+    assert machine.vhci.local_bus_id(found) is None
+    machine.show(USED)
+    assert machine.vhci.local_bus_id(found) == "4-1"
+    machine.show("")
+    with pytest.raises(errors.Unreachable, match="ended before"):
+        machine.vhci.local_bus_id(found)
+
+
 async def test_a_mute_server_does_not_hang_the_tool_for_ever(machine: Machine) -> None:
     machine.tool("exec sleep 1000")
     with pytest.raises(errors.Unreachable, match=r"did not answer within 0\.2 s"):

@@ -9,7 +9,7 @@ import asyncio
 import getpass
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from usb_remote import errors, protocol
@@ -33,7 +33,15 @@ class Importer(Protocol):
     async def attach(
         self, address: str, bus_id: BusId, *, usbip_port: int, timeout: float
     ) -> Attachment: ...
+    def local_bus_id(self, attachment: Attachment) -> str | None: ...
     async def detach(self, vhci_port: int) -> None: ...
+
+
+class Arrival(Protocol):
+    """What follows a device as it appears here: udev.nodes.Arrival."""
+
+    async def until(self, look: Callable[[], str | None], timeout: float) -> str | None: ...
+    async def until_usable(self, bus_id: str, timeout: float) -> tuple[str, ...]: ...
 
 
 class Attached(NamedTuple):
@@ -58,7 +66,7 @@ class Client:
         config: servers, time-out.
         browse: looks for servers by mDNS.
         importer: imports devices here.
-        wait_until_usable: local bus id, seconds -> device nodes.
+        expect: makes what follows the arrival of a device.
         client_id: of this machine, see identity.py.
         local_addresses: every address of this machine, for holders that said no id.
 
@@ -69,14 +77,14 @@ class Client:
         config: Config,
         browse: Browse,
         importer: Importer,
-        wait_until_usable: Callable[[str, float], Awaitable[tuple[str, ...]]],
+        expect: Callable[[], Arrival],
         client_id: str,
         local_addresses: Callable[[], set[str]],
     ) -> None:
         self._config = config
         self._finder = Finder(config, browse)
         self._importer = importer
-        self._wait_until_usable = wait_until_usable
+        self._expect = expect
         self._client_id = client_id
         self._local_addresses = local_addresses
 
@@ -89,42 +97,55 @@ class Client:
         """
         await self._importer.prepare()
         match = await self._finder.find(query)
+        arrival = self._expect()
         async with await connect(match.server, self._config.timeout) as connection:
             for local in self._attachments_of(match):
                 if self._is_alive(local, match):
-                    return Attached(match, await self._usable(local), already=True)
+                    return Attached(match, await _usable(arrival, local), already=True)
                 log.warning(
                     "vhci port %d is a leftover of a lost server: detaching it", local.vhci_port
                 )
                 await self._importer.detach(local.vhci_port)
             device = await self._ask_for(connection, "attach", match.device)
-            attachment = await self._import(connection, match, device)
-        return Attached(Match(match.server, device), await self._usable(attachment))
+            attachment = await self._import(connection, match, device, arrival)
+        return Attached(Match(match.server, device), await _usable(arrival, attachment))
 
-    async def _import(self, connection: Connection, match: Match, device: Device) -> Attachment:
+    async def _import(
+        self, connection: Connection, match: Match, device: Device, arrival: Arrival
+    ) -> Attachment:
+        timeout = max(self._config.timeout, 5.0)
         try:
-            return await self._importer.attach(
+            attachment = await self._importer.attach(
                 connection.address,
                 device.bus_id,
                 usbip_port=match.server.usbip_port,
-                timeout=max(self._config.timeout, 5.0),
+                timeout=timeout,
             )
-        except BaseException:  # Ctrl-C too: a reservation must not outlive whoever made it
-            await self._give_back(connection, match.device)
-            raise
+            return await self._enumerated(attachment, arrival, timeout)
+        except BaseException as error:  # Ctrl-C too: no reservation outlives whoever made it
+            reason = await self._give_back(connection, match.device)
+            raise reason or error from None
 
-    async def _give_back(self, connection: Connection, device: Device) -> None:
-        """The import failed: tell the server, so that nobody waits for our reservation."""
+    async def _give_back(self, connection: Connection, device: Device) -> errors.SystemFault | None:
+        """The import failed: nobody shall wait for our reservation, and the server may know why."""
         try:
             await asyncio.shield(self._ask_for(connection, "detach", device))
+        except errors.SystemFault as fault:
+            return fault
         except errors.UsbRemoteError as error:
             log.debug("reservation not given back: %s", error)
+        return None
 
-    async def _usable(self, attachment: Attachment) -> Attachment:
-        if attachment.local_bus_id is None:
-            return attachment
-        nodes = await self._wait_until_usable(attachment.local_bus_id, USABLE_TIMEOUT)
-        return attachment.model_copy(update={"nodes": nodes})
+    async def _enumerated(
+        self, attachment: Attachment, arrival: Arrival, timeout: float
+    ) -> Attachment:
+        local = await arrival.until(lambda: self._importer.local_bus_id(attachment), timeout)
+        if local is None:
+            raise errors.SystemFault(
+                f"{attachment.bus_id} was imported, but this machine's kernel did not recognise it",
+                hint="see the last lines of: sudo dmesg",
+            )
+        return attachment.model_copy(update={"local_bus_id": local})
 
     def _attachments_of(self, match: Match) -> list[Attachment]:
         return [a for a in self._importer.list_attachments() if self._belongs(a, match)]
@@ -210,6 +231,13 @@ class Client:
             hint = f"on {name}, {error.hint}" if error.hint else None
             raise errors.SystemFault(f"on {name}: {error.message}", hint=hint) from None
         return protocol.parse_device(reply.data)
+
+
+async def _usable(arrival: Arrival, attachment: Attachment) -> Attachment:
+    if attachment.local_bus_id is None:
+        return attachment
+    nodes = await arrival.until_usable(attachment.local_bus_id, USABLE_TIMEOUT)
+    return attachment.model_copy(update={"nodes": nodes})
 
 
 def _user() -> str:

@@ -74,6 +74,7 @@ class _Lease:
     holder: Holder | None = None
     session: socket.socket | None = None
     bound: bool = False
+    fault: errors.UsbRemoteError | None = None
     expires: float = inf
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -144,12 +145,15 @@ class Leases:
     # -- what clients ask for on the control port
 
     async def reserve(self, device: Device, holder: Holder) -> None:
-        """Bind the device and keep it for this client until its `usbip attach` arrives.
+        """Keep the device for this client until its `usbip attach` arrives; begin to bind it.
+
+        Binding goes on while the client starts its tool. If the kernel refuses, the import fails,
+        and :meth:`release` says why.
 
         Raises:
             Busy: somebody else holds it.
             Refused: it is protected.
-            SystemFault: it cannot be bound.
+            SystemFault: no device can be bound here.
 
         """
         lease = self._lease(device.bus_id)
@@ -158,14 +162,16 @@ class Leases:
             _refuse_protected(device)
             _refuse_others(device, lease, holder)
             await self._end(device.bus_id, lease)
-            await self._bind(device.bus_id, lease)
+            self._host.check()
             self._hold(device.bus_id, lease, holder)
+        self._spawn(self._bind_ahead(device.bus_id, lease))
 
     async def release(self, device: Device, holder: Holder) -> None:
         """Give a device back now, without grace; nothing happens if nobody has it.
 
         Raises:
             Busy: somebody else has it.
+            SystemFault: it was reserved, but could not be bound.
 
         """
         lease = self._leases.get(device.bus_id)
@@ -173,13 +179,23 @@ class Leases:
             return
         async with lease.lock:
             _refuse_others(device, lease, holder)
+            fault = lease.fault
             await self._end(device.bus_id, lease)
             await self._free(device.bus_id, lease)
+        if fault is not None:
+            raise fault
 
     def _hold(self, bus_id: BusId, lease: _Lease, holder: Holder) -> None:
         lease.holder = holder
+        lease.fault = None
         self._expire_in(self._times.reservation, bus_id, lease)
         self.on_change()
+
+    async def _bind_ahead(self, bus_id: BusId, lease: _Lease) -> None:
+        async with lease.lock:
+            if lease.holder is not None and lease.session is None:
+                with contextlib.suppress(errors.UsbRemoteError):  # kept in the lease, for release
+                    await self._bind(bus_id, lease)
 
     # -- sessions
 
@@ -218,6 +234,7 @@ class Leases:
         self, connection: socket.socket, bus_id: BusId, lease: _Lease, address: str
     ) -> None:
         lease.expires = inf
+        lease.fault = None
         lease.session = connection
         holder = lease.holder or Holder(host=address, address=address)
         lease.holder = holder.model_copy(update={"since": datetime.now(UTC)})
@@ -276,7 +293,7 @@ class Leases:
 
     async def _free(self, bus_id: BusId, lease: _Lease) -> None:
         lease.expires = inf
-        lease.holder = None
+        lease.holder = lease.fault = None
         if lease.bound:
             lease.bound = False
             await self._host.unbind(bus_id)
@@ -297,8 +314,10 @@ class Leases:
         lease.bound = True
         try:
             await self._host.bind(bus_id)
-        except errors.UsbRemoteError:
+        except errors.UsbRemoteError as error:
             lease.bound = False
+            lease.fault = error
+            log.warning("%s", error)
             raise
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

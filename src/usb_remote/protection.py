@@ -1,6 +1,7 @@
 """What this machine itself needs of its USB devices, so that nobody shares it by accident.
 
 Rule of this file: read /proc and /sys, change nothing, give a reason that a person understands.
+Every listing and every export passes here: only what has a disk or a network is looked into.
 """
 
 from __future__ import annotations
@@ -33,28 +34,30 @@ class Protection:
         return reasons
 
     def _used_disks(self, below: dict[str, Path]) -> Iterator[tuple[Path, str]]:
+        if not (disks := list(self._children("class/block", below))):
+            return
         mounts, swaps = self._mounts(), self._swaps()
         members = {link.name for link in self._sysfs.glob("fs/btrfs/*/devices/*")}
-        for path, device in self._children("class/block", below):
+        for path, device in disks:
             if reason := _disk_reason(path, mounts, swaps, members):
                 yield device, reason
 
     def _used_networks(self, below: dict[str, Path]) -> Iterator[tuple[Path, str]]:
+        if not (interfaces := list(self._children("class/net", below))):
+            return
         routed = self._default_route_interfaces()
-        for path, device in self._children("class/net", below):
+        for path, device in interfaces:
             if path.name in routed:
                 yield device, f"{path.name} carries the default route of this server"
 
     def _children(self, folder: str, below: dict[str, Path]) -> Iterator[tuple[Path, Path]]:
         """What of a class of devices belongs to one of ours, and to which."""
-        with contextlib.suppress(FileNotFoundError):
-            for link in sorted((self._sysfs / folder).iterdir()):
-                if not link.is_symlink():  # class/net/bonding_masters is a file
-                    continue
-                path = os.path.normpath(os.path.join(link.parent, os.readlink(link)))
-                for prefix, device in below.items():
-                    if path.startswith(prefix):
-                        yield Path(path), device
+        root = os.path.join(self._sysfs, folder)
+        for name in sorted(_names(root)):
+            with contextlib.suppress(OSError):  # bonding_masters is a file; a link may just go
+                path = os.path.normpath(os.path.join(root, os.readlink(f"{root}/{name}")))
+                if "/usb" in path:
+                    yield from ((Path(path), d) for p, d in below.items() if path.startswith(p))
 
     def _mounts(self) -> dict[str, str]:
         """Device number ``8:1`` and node name ``sda1`` -> mount point (proc(5), mountinfo)."""
@@ -91,6 +94,13 @@ def _disk_reason(
         return f"{path.name} belongs to a mounted btrfs file system"
     holders = sorted(p.name for p in path.glob("holders/*"))
     return f"{path.name} is part of {', '.join(holders)}" if holders else None
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
 
 
 def _lines(path: Path) -> list[str]:

@@ -21,12 +21,16 @@ from usb_remote.model import Device, Holder, Match, Server, Snapshot
 
 log = logging.getLogger(__name__)
 
+OWN_ECHO = 0.5
+"""Seconds in which events after a binding of our own are taken together: each listing would be
+in the way of the import that is under way."""
+
 
 class Wakeup(Protocol):
-    """A file descriptor that is readable when devices may have changed: udev.Monitor, virtual."""
+    """A file descriptor that is readable when devices may have changed: udev.monitor, virtual."""
 
     def fileno(self) -> int: ...
-    def drain(self) -> None: ...
+    def drain(self) -> object: ...
 
 
 class ControlServer:
@@ -64,6 +68,8 @@ class ControlServer:
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._ping: asyncio.TimerHandle | None = None
+        self._quiet_until = 0.0
+        self._later: asyncio.TimerHandle | None = None
 
     # -- life
 
@@ -102,8 +108,9 @@ class ControlServer:
     async def stop(self) -> None:
         """Close the port and every connection."""
         asyncio.get_running_loop().remove_reader(self._wakeup.fileno())
-        if self._ping is not None:
-            self._ping.cancel()
+        for timer in (self._ping, self._later):
+            if timer is not None:
+                timer.cancel()
         for server in self._servers:
             server.close()
         for connection in list(self._connections):
@@ -115,8 +122,22 @@ class ControlServer:
     # -- the snapshot and its watchers
 
     def _woken(self) -> None:
+        """List again, at once unless it is our own binding that we hear (FACTS: its uevents)."""
         self._wakeup.drain()
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._quiet_until:
+            self.refresh()
+        elif self._later is None:
+            self._later = loop.call_at(self._quiet_until, self._refresh_later)
+
+    def _refresh_later(self) -> None:
+        self._later = None
         self.refresh()
+
+    def holders_changed(self) -> None:
+        """Tell it at once; what udev says of the binding that goes with it can wait a little."""
+        self._quiet_until = asyncio.get_running_loop().time() + OWN_ECHO
+        self.show_holders()
 
     def refresh(self) -> None:
         """List again; if anything differs, tell every watcher."""
@@ -131,9 +152,8 @@ class ControlServer:
         self._warn_of_twins(devices)
         self.snapshot = Snapshot(revision=self.snapshot.revision + 1, devices=devices)
         self._lines.clear()
-        line = self._line("event")
         for watcher in self._watchers:
-            watcher.push(line)
+            watcher.push(self._line("event"))
 
     def _warn_of_twins(self, devices: tuple[Device, ...]) -> None:
         """Devices with one serial number are told apart by their position: say so once."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 from usb_remote import errors, programs
@@ -22,6 +22,9 @@ STATE_DIR = Path("/var/run/vhci_hcd")
 LOCK = Path("/sys/devices/platform/vhci_hcd.0/status")
 """The driver's own file: there as soon as an attach is possible, readable by everybody, while
 /run/lock is writable for everybody on Debian only."""
+FREE, USED = "004", "006"
+"""``sta``: enum usbip_device_status of drivers/usb/usbip/usbip_common.h, VDEV_ST_NULL and _USED;
+between the two an import is connected, but not enumerated yet."""
 ATTACH_TRIES = 3
 """``open vhci_driver`` alone is transient: 2 of 75 back-to-back attaches (FACTS, FINDINGS 4)."""
 
@@ -46,26 +49,35 @@ class Vhci:
         self._state_dir = state_dir
         self._lock = lock
         self._prefix = [] if os.geteuid() == 0 else list(sudo)
+        self._files: list[Path] = []
 
     @property
     def is_loaded(self) -> bool:
-        return any(self._platform.glob("vhci_hcd.*/status*"))
+        return bool(self._status_files())
+
+    def _status_files(self) -> list[Path]:
+        """One for each controller; looked for again when the module was unloaded."""
+        if not self._files or not self._files[0].exists():
+            self._files = sorted(self._platform.glob("vhci_hcd.*/status*"))
+        return self._files
 
     def list_attachments(self) -> list[Attachment]:
         """What is imported here now, by vhci port; without nodes."""
-        rows = [row for row in self._rows() if row[2] != "004"]
+        rows = [row for row in self._rows() if row[2] != FREE]
         return [self._attachment(row) for row in sorted(rows, key=lambda row: int(row[1]))]
 
-    def _rows(self) -> list[list[str]]:
+    def _rows(self) -> Iterator[list[str]]:
         """Rows ``hub port sta spd dev sockfd local_busid`` (vhci_sysfs.c, port_show_vhci)."""
-        files = sorted(self._platform.glob("vhci_hcd.*/status*"))
-        rows = [line.split() for file in files for line in file.read_text().splitlines()]
-        return [row for row in rows if len(row) == 7 and row[1].isdigit()]
+        for file in self._status_files():
+            for line in file.read_text().splitlines():
+                row = line.split()
+                if len(row) == 7 and row[1].isdigit():
+                    yield row
 
     def _attachment(self, row: list[str]) -> Attachment:
         port = int(row[1])
         address, usbip_port, bus_id = self._remote(port)
-        local = row[6] if row[2] == "006" and row[6] != "0-0" else None
+        local = row[6] if row[2] == USED and row[6] != "0-0" else None
         device = self._devices / (local or "none")
         words = [_read(device / key) for key in ("manufacturer", "product")]
         ids = [_read(device / key) for key in ("idVendor", "idProduct")]
@@ -92,7 +104,7 @@ class Vhci:
     async def attach(
         self, address: str, bus_id: BusId, *, usbip_port: int = PORT, timeout: float
     ) -> Attachment:
-        """Import a device and wait until the kernel has enumerated it.
+        """Import a device; :meth:`local_bus_id` says when the kernel has enumerated it.
 
         Raises:
             SystemFault: tool, module, permission or free vhci port is missing.
@@ -101,15 +113,31 @@ class Vhci:
         """
         command = ["--tcp-port", str(usbip_port), "attach", "--remote", address, "--busid", bus_id]
         async with self._locked():
-            rows = self._rows()
-            before = {row[1] for row in rows if row[2] != "004"}
+            rows = list(self._rows())
+            before = {row[1] for row in rows if row[2] != FREE}
             if len(before) == len(rows):
                 raise errors.SystemFault(
                     f"all {len(before)} vhci ports are in use",
                     hint="usb-remote ports lists them; detach one",
                 )
             await self._run_attach(command, f"{address}:{usbip_port}", timeout)
-            return await self._enumerated(before, bus_id, timeout)
+            for row in self._rows():  # the tool does not say which one it took
+                if row[1] not in before and row[2] != FREE:
+                    found = self._attachment(row)
+                    return found.model_copy(update={"bus_id": found.bus_id or bus_id})
+        raise _dropped(bus_id)
+
+    def local_bus_id(self, attachment: Attachment) -> str | None:
+        """Where the kernel has put it; None until it has enumerated the device.
+
+        Raises:
+            Unreachable: the import has ended already.
+
+        """
+        row = next((row for row in self._rows() if int(row[1]) == attachment.vhci_port), None)
+        if row is None or row[2] == FREE:
+            raise _dropped(attachment.bus_id)
+        return row[6] if row[2] == USED and row[6] != "0-0" else None
 
     async def prepare(self) -> None:
         """See that this machine can import, before a server is asked for anything.
@@ -140,21 +168,6 @@ class Vhci:
             if not transient or attempt == ATTACH_TRIES:
                 raise _attach_failure(text, remote)
             await asyncio.sleep(0.2 * attempt)
-
-    async def _enumerated(self, before: set[str], bus_id: BusId, timeout: float) -> Attachment:
-        """The new row of the status; the tool prints nothing, and enumeration takes a moment."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                while True:
-                    for row in self._rows():
-                        if row[1] not in before and row[2] == "006" and row[6] != "0-0":
-                            found = self._attachment(row)
-                            return found.model_copy(update={"bus_id": found.bus_id or bus_id})
-                    await asyncio.sleep(0.02)
-        raise errors.SystemFault(
-            f"{bus_id} was imported, but this machine's kernel did not recognise the device",
-            hint="see the last lines of: sudo dmesg",
-        )
 
     async def detach(self, vhci_port: int, timeout: float = 10.0) -> None:
         """Let a device go; a port that is free already is a success."""
@@ -200,6 +213,13 @@ def _has_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _dropped(bus_id: BusId | None) -> errors.Unreachable:
+    return errors.Unreachable(
+        f"the import of {bus_id} ended before this machine's kernel had recognised the device",
+        hint="is it still plugged in there? usb-remote list shows it; see also: sudo dmesg",
+    )
 
 
 def _read(path: Path) -> str:

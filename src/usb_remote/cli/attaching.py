@@ -55,10 +55,11 @@ def _described(done: Detached) -> str:
 
 
 def list_ports(*, as_json: bool) -> None:
-    from usb_remote import udev, vhci
+    from usb_remote import vhci
+    from usb_remote.udev.nodes import list_nodes
 
     attachments = [
-        a.model_copy(update={"nodes": udev.list_nodes(a.local_bus_id)}) if a.local_bus_id else a
+        a.model_copy(update={"nodes": list_nodes(a.local_bus_id)}) if a.local_bus_id else a
         for a in vhci.Vhci().list_attachments()
     ]
     if as_json:

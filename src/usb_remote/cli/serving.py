@@ -41,7 +41,9 @@ def _allow_many_files() -> None:
 
 
 async def _serve_kernel(config: ServerConfig) -> None:
-    from usb_remote import protection, udev, usbip_host
+    from usb_remote import protection, usbip_host
+    from usb_remote.udev.devices import Devices
+    from usb_remote.udev.monitor import USED, Monitor
 
     host = usbip_host.Host()
     await host.load()
@@ -51,8 +53,8 @@ async def _serve_kernel(config: ServerConfig) -> None:
         log.warning("%s; until then devices are listed, but cannot be attached", error)
         log.info("hint: %s", error.hint)
         log.info("hint: to try usb-remote without any of this: usb-remote server --virtual")
-    devices = udev.Devices(protection.Protection())
-    monitor = udev.Monitor("usb", "block", files=udev.USED)
+    devices = Devices(protection.Protection())
+    monitor = Monitor("usb", "block", files=USED)
     await _run(config, devices, host, monitor, identity.server_id(_salt(config)))
 
 
@@ -96,7 +98,7 @@ async def _run(
         await held.start()
         info = info.model_copy(update={"usbip_port": export.port})
         control = server.ControlServer(source, wakeup, held, info)
-        held.on_change = control.show_holders
+        held.on_change = control.holders_changed
         stack.push_async_callback(control.stop)
         await control.start(addresses, config.port)
         if config.advertise:

@@ -29,14 +29,15 @@ def finder(config: Config, wait: float = 0) -> Finder:
 
 def client(config: Config) -> Client:
     """What attaches: needs pyudev and the usbip command."""
-    from usb_remote import client, identity, udev, vhci
+    from usb_remote import client, identity, vhci
     from usb_remote.mdns.ways import local_addresses
+    from usb_remote.udev.nodes import Arrival
 
     return client.Client(
         config,
         browse,
         vhci.Vhci(),
-        udev.wait_until_usable,
+        Arrival,
         identity.server_id("client"),
         local_addresses,
     )
