@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench import attaching, enumerating, listing, memory, push, report, requests
+from bench import attaching, enumerating, listing, memory, push, report, requests, sharing
 
 
 class Section(NamedTuple):
@@ -28,6 +28,7 @@ SECTIONS = {
     "requests": Section(requests.obstacle, requests.run),
     "enumerate": Section(enumerating.obstacle, enumerating.run),
     "attach": Section(attaching.obstacle, attaching.run),
+    "sharing": Section(sharing.obstacle, sharing.run),
 }
 
 

@@ -48,7 +48,14 @@ class Pair(NamedTuple):
 
     def order(self, *words: str) -> str:
         """Tell the process what to do; what it says when that is done."""
+        self.begin(*words)
+        return self.done()
+
+    def begin(self, *words: str) -> None:
+        """Tell the process what to do, and do not wait for it."""
         self.client.sh(f"echo {' '.join(words)} > {ORDERS}").ok()
+
+    def done(self) -> str:
         return self.process.wait_for("^done (.*)", 60)[1]
 
 
@@ -80,10 +87,16 @@ def bus_id_of(server: VM, serial: str) -> str:
 
 
 def start_servers(server: VM) -> None:
-    server.sh("modprobe usbip_host").ok()
-    server.start("usb-remote server").wait_for(" serves ", 60)
+    start_ours(server)
     server.start(f"usbipd --tcp-port {USBIPD_PORT}")
     until(lambda: f":{USBIPD_PORT} " in server.sh("ss -tln").out)
+
+
+def start_ours(server: VM, before: str = "") -> Running:
+    server.sh("modprobe usbip_host").ok()
+    running = server.start(f"exec usb-remote {before} server")
+    running.wait_for(" serves ", 60)
+    return running
 
 
 def start_client(client: VM) -> Running:

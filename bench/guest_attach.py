@@ -1,7 +1,7 @@
 """In a virtual machine, the client: attaches in one way or the other, as it is told by a pipe.
 
-Orders are `ours BUS NODE`, `ours_back BUS`, `theirs BUS NODE`, `theirs_back`; each is answered
-with a line `done …` on stdout.
+Orders are `ours BUS NODE`, `named NAME NODE`, `waits BUS NODE`, `ours_back BUS`, `theirs BUS NODE`,
+`theirs_back`; each is answered with a line `done …` on stdout.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from usb_remote import vhci
 from usb_remote.cli import wiring
+from usb_remote.client import How
 from usb_remote.config import Config
 from usb_remote.matching import Query
 
@@ -33,12 +34,25 @@ class Orders:
         self._client = wiring.client(config)
 
     async def ours(self, bus_id: str, node: str) -> str:
+        return await self._timed(Query(bus=bus_id), node)
+
+    async def _timed(self, query: Query, node: str) -> str:
         start = time.perf_counter()
         there = asyncio.create_task(asyncio.to_thread(appears, Path(node), start))
-        attached = await self._client.attach(Query(bus=bus_id))
+        attached = await self._client.attach(query)
         settled = milliseconds_since(start)
         nodes = attached.attachment.nodes
         return json.dumps({"ms": await there, "settled": settled, "nodes": nodes})
+
+    async def waits(self, bus_id: str, node: str) -> str:
+        """Wait in the server's queue, attach, and say when the node is there."""
+        attached = await self._client.attach(Query(bus=bus_id), How(wait=0))
+        wait_for(Path(node))
+        return json.dumps({"nodes": attached.attachment.nodes})
+
+    async def named(self, name: str, node: str) -> str:
+        """As ours, by a name."""
+        return await self._timed(Query(handle=name), node)
 
     async def ours_back(self, bus_id: str) -> str:
         await self._client.detach(Query(bus=bus_id))

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-from usb_remote import control, exporter, leases, protocol, server
+from usb_remote import control, exporter, history, lease, leases, protocol, server, sharing, state
 from usb_remote.model import Server
 from usb_remote.virtual import KINDS, VirtualDevices
 
 HOST = "127.0.0.1"
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +51,8 @@ class Running:
     """A server that runs in this process."""
 
     devices: VirtualDevices
+    shared: sharing.SharedDevices
+    history: history.History
     leases: leases.Leases
     exporter: exporter.Exporter
     control: server.ControlServer
@@ -61,21 +67,25 @@ class Running:
 @contextlib.asynccontextmanager
 async def running_server(
     *kinds: str,
-    times: leases.Times = leases.Times(),
+    times: lease.Times = lease.Times(),
     handshake_timeout: float = 5.0,
     limits: control.Limits = control.Limits(),
+    folder: Path | None = None,
 ) -> AsyncIterator[Running]:
     devices = VirtualDevices(*kinds)
-    held = leases.Leases(devices, devices, times)
-    export = exporter.Exporter(devices, held, handshake_timeout)
+    past = history.History(state.StateFile(folder and folder / "history.jsonl"))
+    names = sharing.NameBook(state.StateFile(folder and folder / "names.jsonl"))
+    shared = sharing.SharedDevices(devices, names)
+    held = leases.Leases(shared, devices, past, times)
+    export = exporter.Exporter(shared, held, handshake_timeout)
     await held.start()
     await export.start([HOST], 0)
     info = protocol.Info(id="0" * 31 + "1", name="bench", version="3", usbip_port=export.port)
-    listening = server.ControlServer(devices, devices, held, info, limits)
+    listening = server.ControlServer(shared, devices, held, past, info, limits)
     held.on_change = listening.holders_changed
     await listening.start([HOST], 0)
     try:
-        yield Running(devices, held, export, listening)
+        yield Running(devices, shared, past, held, export, listening)
     finally:
         await listening.stop()
         await export.stop()

@@ -52,7 +52,7 @@ def test_a_file_of_2x_is_read(tmp_path: Path) -> None:
         ("servers: []\ncolour: red\n", ":2: colour:", "unknown key"),
         ("timeout: fast\n", ":1: timeout:", "valid number"),
         ("timeout: -1\n", ":1: timeout:", "greater than 0"),
-        ("servers: bench3\n", ":1: servers:", "valid list"),
+        ("servers: bench3\n", ":1: servers:", "a list is needed"),
         ("servers:\n- a\n- 'b c'\n", ":3: servers.1:", "is not a host"),
         ("server_ranges:\n- 10.0.0.9-3\n", ":2: server_ranges.0:", "ends before"),
         ("server:\n  port: 70000\n", ":2: server.port:", "less than or equal to 65535"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import typer
+from pydantic import BaseModel
 
-from usb_remote import config, errors
+from usb_remote import config, errors, events, hooks, model, rules
 from usb_remote.cli.app import app
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +39,35 @@ def test_every_error_code_has_its_place(cls: type[errors.UsbRemoteError]) -> Non
 def test_every_configuration_key_has_its_place(model: type[config.Config]) -> None:
     for key in model.model_fields:
         assert f"`{key}`" in text("reference/configuration.md")
+
+
+@pytest.mark.parametrize("cls", [rules.Rule, rules.Criteria, rules.Place])
+def test_every_key_of_rules_and_names_has_its_row(cls: type[BaseModel]) -> None:
+    for key, field in cls.model_fields.items():
+        row = rf"^\|[^|]*`{field.alias or key}`"
+        assert re.search(row, text("reference/configuration.md"), re.MULTILINE), row
+
+
+@pytest.mark.parametrize("cause", model.Cause)
+def test_every_cause_has_its_row(cause: model.Cause) -> None:
+    assert f"\n| `{cause}` |" in text("reference/causes.md")
+
+
+@pytest.mark.parametrize("kind", events.Kind)
+def test_every_event_has_its_row(kind: events.Kind) -> None:
+    assert f"\n| `{kind}` |" in text("reference/configuration.md")
+
+
+def test_every_variable_of_a_hook_has_its_place() -> None:
+    event = events.Event(at=datetime.now(UTC), kind=events.Kind.PLUGGED, device="d", bus_id="1-1")
+    for variable in hooks.environment(event, "bench"):
+        assert f"`{variable}`" in text("reference/configuration.md")
+
+
+@pytest.mark.parametrize("noun", [model.Device, model.Holder, model.Ended, events.Event])
+def test_every_key_of_json_has_its_place(noun: type[BaseModel]) -> None:
+    for key in noun.model_fields:
+        assert f"`{key}`" in text("reference/json.md")
 
 
 def commands() -> list[tuple[str, list[str]]]:

@@ -11,8 +11,12 @@ from usbip import protocol as reference
 
 from tests.conftest import HOST, Running, eventually, running_server
 from usb_remote import errors, exporter, virtual
-from usb_remote.leases import Leases, Times
+from usb_remote.history import History
+from usb_remote.lease import Times
+from usb_remote.leases import Leases
 from usb_remote.model import BusId, Device, Holder, State
+from usb_remote.state import StateFile
+from usb_remote.waiting import Wish
 
 SERIAL, DISK = BusId("1-1"), BusId("1-2")
 ANN = Holder(user="ann", host="pc1", client="c1", address=HOST)
@@ -47,7 +51,7 @@ async def test_an_imported_device_works(bench: Running) -> None:
 
 
 async def test_a_session_is_seen_with_its_holder_until_it_ends(bench: Running) -> None:
-    await bench.leases.reserve(device(bench, SERIAL), ANN)
+    await bench.leases.reserve(device(bench, SERIAL), Wish(ANN))
     connection = await import_it(bench, SERIAL)
     held = device(bench, SERIAL)
     assert held.state is State.IN_USE
@@ -68,7 +72,7 @@ async def test_a_second_client_never_steals(bench: Running) -> None:
         with pytest.raises(reference.core.NotFound, match="status 2"):
             await import_it(bench, SERIAL)
         with pytest.raises(errors.Busy, match=r"in use by 127\.0\.0\.1 since"):
-            await bench.leases.reserve(device(bench, SERIAL), BOB)
+            await bench.leases.reserve(device(bench, SERIAL), Wish(BOB))
         with pytest.raises(errors.Busy):
             await bench.leases.release(device(bench, SERIAL), BOB)
         assert device(bench, SERIAL).state is State.IN_USE
@@ -76,25 +80,25 @@ async def test_a_second_client_never_steals(bench: Running) -> None:
 
 async def test_a_reservation_keeps_others_out_until_it_expires() -> None:
     async with running_server("serial", times=Times(reservation=0.3)) as bench:
-        await bench.leases.reserve(device(bench, SERIAL), BOB)
+        await bench.leases.reserve(device(bench, SERIAL), Wish(BOB))
         with pytest.raises(errors.Busy, match="bob@pc2"):
-            await bench.leases.reserve(device(bench, SERIAL), ANN)
+            await bench.leases.reserve(device(bench, SERIAL), Wish(ANN))
         with pytest.raises(reference.core.NotFound, match="status 2"):
             await import_it(bench, SERIAL)
         await eventually(lambda: device(bench, SERIAL).state is State.AVAILABLE)
-        await bench.leases.reserve(device(bench, SERIAL), ANN)
+        await bench.leases.reserve(device(bench, SERIAL), Wish(ANN))
 
 
 async def test_a_client_may_give_its_reservation_back(bench: Running) -> None:
-    await bench.leases.reserve(device(bench, SERIAL), ANN)
+    await bench.leases.reserve(device(bench, SERIAL), Wish(ANN))
     await bench.leases.release(device(bench, SERIAL), ANN)
     assert device(bench, SERIAL).state is State.AVAILABLE
 
 
 async def test_a_client_that_comes_back_after_a_crash_gets_its_device(bench: Running) -> None:
-    await bench.leases.reserve(device(bench, SERIAL), ANN)
+    await bench.leases.reserve(device(bench, SERIAL), Wish(ANN))
     with await import_it(bench, SERIAL):
-        await bench.leases.reserve(device(bench, SERIAL), ANN)
+        await bench.leases.reserve(device(bench, SERIAL), Wish(ANN))
         with await import_it(bench, SERIAL):
             assert device(bench, SERIAL).state is State.IN_USE
 
@@ -102,9 +106,9 @@ async def test_a_client_that_comes_back_after_a_crash_gets_its_device(bench: Run
 async def test_a_client_is_known_by_its_id_whatever_its_address(bench: Running) -> None:
     by_ipv6 = ANN.model_copy(update={"address": "fd00::1"})
     neighbour = BOB.model_copy(update={"address": ANN.address})
-    await bench.leases.reserve(device(bench, SERIAL), ANN)
+    await bench.leases.reserve(device(bench, SERIAL), Wish(ANN))
     with pytest.raises(errors.Busy):
-        await bench.leases.reserve(device(bench, SERIAL), neighbour)
+        await bench.leases.reserve(device(bench, SERIAL), Wish(neighbour))
     with pytest.raises(errors.Busy):
         await bench.leases.release(device(bench, SERIAL), neighbour)
     await bench.leases.release(device(bench, SERIAL), by_ipv6)
@@ -178,14 +182,14 @@ async def test_a_protected_device_is_refused_through_both_doors(bench: Running) 
     )
     bench.devices.list_devices = lambda: (protected,)  # type: ignore[method-assign]
     with pytest.raises(errors.Refused, match="sda1 is mounted at /"):
-        await bench.leases.reserve(protected, ANN)
+        await bench.leases.reserve(protected, Wish(ANN))
     with pytest.raises(reference.core.NotFound, match="status 1"):
         await import_it(bench, DISK)
 
 
 async def test_a_taken_port_is_named_with_the_command_that_frees_it() -> None:
     devices = virtual.VirtualDevices()
-    held = Leases(devices, devices)
+    held = Leases(devices, devices, History(StateFile(None)))
     with socket.create_server((HOST, 0)) as usbipd:
         export = exporter.Exporter(devices, held)
         with pytest.raises(errors.SystemFault, match="cannot listen on USB/IP port") as caught:

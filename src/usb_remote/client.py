@@ -10,7 +10,9 @@ import getpass
 import logging
 import socket
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from usb_remote import errors, protocol
 from usb_remote.config import Config
@@ -42,6 +44,27 @@ class Arrival(Protocol):
 
     async def until(self, look: Callable[[], str | None], timeout: float) -> str | None: ...
     async def until_usable(self, bus_id: str, timeout: float) -> tuple[str, ...]: ...
+
+
+R = TypeVar("R", bound=BaseModel)
+Tell = Callable[[protocol.WatchEvent], None]
+
+
+class How(NamedTuple):
+    """How to attach.
+
+    Attributes:
+        wait: seconds to wait for a device that somebody has, 0 without an end, None not at all.
+        duration: seconds after which the session ends by itself.
+        force: take it from its holder.
+        tell: called with the place in the queue, while waiting.
+
+    """
+
+    wait: float | None = None
+    duration: float | None = None
+    force: bool = False
+    tell: Tell = lambda event: None
 
 
 class Attached(NamedTuple):
@@ -88,8 +111,12 @@ class Client:
         self._client_id = client_id
         self._local_addresses = local_addresses
 
-    async def attach(self, query: Query) -> Attached:
+    async def attach(self, query: Query, how: How = How()) -> Attached:
         """Make the device appear here, and wait until it can be used.
+
+        Args:
+            query: which one.
+            how: whether to wait for it, to take it from somebody, and for how long.
 
         Raises:
             NotFound, Ambiguous, Busy, Refused, SystemFault, Unreachable.
@@ -97,18 +124,28 @@ class Client:
         """
         await self._importer.prepare()
         match = await self._finder.find(query)
-        arrival = self._expect()
         async with await connect(match.server, self._config.timeout) as connection:
             for local in self._attachments_of(match):
                 if self._is_alive(local, match):
-                    return Attached(match, await _usable(arrival, local), already=True)
+                    return Attached(match, await _usable(self._expect(), local), already=True)
                 log.warning(
                     "vhci port %d is a leftover of a lost server: detaching it", local.vhci_port
                 )
                 await self._importer.detach(local.vhci_port)
-            device = await self._ask_for(connection, "attach", match.device)
+            device = await self._reserve(connection, match.device, how)
+            arrival = self._expect()
             attachment = await self._import(connection, match, device, arrival)
         return Attached(Match(match.server, device), await _usable(arrival, attachment))
+
+    async def _reserve(self, connection: Connection, device: Device, how: How) -> Device:
+        request = self._request(
+            protocol.AttachRequest,
+            device,
+            wait=how.wait,
+            duration=how.duration,
+            force=how.force,
+        )
+        return await self._ask(connection, request, how.tell)
 
     async def _import(
         self, connection: Connection, match: Match, device: Device, arrival: Arrival
@@ -129,7 +166,7 @@ class Client:
     async def _give_back(self, connection: Connection, device: Device) -> errors.SystemFault | None:
         """The import failed: nobody shall wait for our reservation, and the server may know why."""
         try:
-            await asyncio.shield(self._ask_for(connection, "detach", device))
+            await asyncio.shield(self._ask(connection, self._detach_request(device)))
         except errors.SystemFault as fault:
             return fault
         except errors.UsbRemoteError as error:
@@ -212,20 +249,46 @@ class Client:
         """Confirm with the server; what is detached here stays detached if it is mute."""
         try:
             async with await connect(match.server, self._config.timeout) as connection:
-                device = await self._ask_for(connection, "detach", match.device)
+                device = await self._ask(connection, self._detach_request(match.device))
                 return Match(match.server, device)
         except errors.UsbRemoteError as error:
             log.warning("detached here, but %s does not confirm it: %s", match.server.name, error)
             return match
 
-    async def _ask_for(self, connection: Connection, command: str, device: Device) -> Device:
-        """Ask the server of a connection; what is wrong on its machine is said to be there."""
-        who = {"user": _user(), "host": socket.gethostname(), "client": self._client_id}
-        request = protocol.DeviceRequest.model_validate(
-            {"command": command, "bus": str(device.bus_id), **who}
-        )
+    async def release(self, query: Query, message: str | None) -> Match:
+        """Ask whoever has the device to let it go; raises as :meth:`attach`."""
+        match = await self._finder.find(query)
+        async with await connect(match.server, self._config.timeout) as connection:
+            request = self._request(protocol.ReleaseRequest, match.device, message=message)
+            return Match(match.server, await self._ask(connection, request))
+
+    async def name(self, query: Query, name: str) -> Match:
+        """Name a device on its server, for everybody; an empty name takes it away."""
+        match = await self._finder.find(query)
+        async with await connect(match.server, self._config.timeout) as connection:
+            request = self._request(protocol.NameRequest, match.device, name=name)
+            return Match(match.server, await self._ask(connection, request))
+
+    def _request(self, model: type[R], device: Device, **more: object) -> R:
+        """A request about a device; raises UsageError for what a person gave too long."""
         try:
-            reply = await connection.request(request)
+            return model.model_validate({"bus": str(device.bus_id), **self._who(), **more})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise errors.UsageError(f"{first['loc'][-1]}: {first['msg']}") from None
+
+    def _detach_request(self, device: Device) -> protocol.DeviceRequest:
+        return self._request(protocol.DeviceRequest, device, command="detach")
+
+    def _who(self) -> dict[str, Any]:
+        return {"user": _user(), "host": socket.gethostname(), "client": self._client_id}
+
+    async def _ask(
+        self, connection: Connection, request: protocol.WhichDevice, tell: Tell = lambda event: None
+    ) -> Device:
+        """Ask the server of a connection; what is wrong on its machine is said to be there."""
+        try:
+            reply = await connection.request(request, tell)
         except errors.SystemFault as error:
             name = connection.server.host_name or connection.server.name
             hint = f"on {name}, {error.hint}" if error.hint else None

@@ -10,10 +10,11 @@ import io
 import ipaddress
 import os
 import re
+import shlex
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,13 +24,29 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from usb_remote import errors
 from usb_remote.model import Server, clean
+from usb_remote.rules import (
+    MAX_NAMES,
+    MAX_NETWORKS,
+    MAX_RULES,
+    Criteria,
+    Names,
+    Network,
+    Place,
+    Rule,
+    find_dead_rule,
+    find_same_place,
+    find_twice,
+)
 
 MAX_RANGE = 1024
 """Most addresses in all ``server_ranges``: each one is asked by every command."""
 
+LOCAL = Path(".usb-remote.config")
+"""Looked for in the current directory, as 2.x did."""
 VARIABLE = "USB_REMOTE_CONFIG"
 LEGACY_VARIABLE = "USB_REMOTE_CONFIG_PATH"
 """The name that usb-remote 2.3.2 reads; it documents the other one."""
@@ -77,9 +94,16 @@ def _parse_address(text: object) -> str:
         raise ValueError(f"{clean(text)!r} is not an IP address such as 0.0.0.0 or ::") from None
 
 
+def _parse_command(value: object) -> object:
+    """A command as a list, or as a text that is split as a shell would, but run without one."""
+    return shlex.split(value) if isinstance(value, str) else value
+
+
 Host = Annotated[str, BeforeValidator(_parse_host)]
 Range = Annotated[str, BeforeValidator(_parse_range)]
 Address = Annotated[str, BeforeValidator(_parse_address)]
+Takeover = Literal["allow", "deny"]
+Command = Annotated[list[str], BeforeValidator(_parse_command)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 FreePort = Annotated[int, Field(ge=0, le=65535)]
 """0 stands for any free port, which only makes sense for a server that is announced."""
@@ -98,6 +122,12 @@ class ServerConfig(_Section):
         usbip_port: TCP port of the exporter; stock clients expect 3240.
         name: what clients call this server; the host name if it is empty.
         advertise: whether to announce it by mDNS.
+        allow_from: networks that may talk to it at all; none given means all.
+        share: which devices others may have; first match wins, without a match they may.
+        names: what devices are called: name -> serial, id or port.
+        takeover: whether a client may take a device from another one with --force.
+        on_event: a command, run for each event; without a shell.
+        state_dir: where names of run time and the history are kept; empty means the usual place.
 
     """
 
@@ -106,6 +136,31 @@ class ServerConfig(_Section):
     usbip_port: FreePort = 3240
     name: str = Field(default="", max_length=63)
     advertise: bool = True
+    allow_from: list[Network] = Field(default=[], max_length=MAX_NETWORKS)
+    share: list[Rule] = Field(default=[], max_length=MAX_RULES)
+    names: Names = Field(default={}, max_length=MAX_NAMES)
+    takeover: Takeover = "allow"
+    on_event: Command = []
+    state_dir: str = ""
+
+    @field_validator("share")
+    @classmethod
+    def _all_alive(cls, rules: list[Rule]) -> list[Rule]:
+        if dead := find_dead_rule(rules):
+            raise PydanticCustomError("dead_rule", "{why}", {"part": dead[0], "why": dead[1]})
+        return rules
+
+    @field_validator("names")
+    @classmethod
+    def _each_once(cls, names: Names) -> Names:
+        if twice := find_twice(names):
+            raise PydanticCustomError(
+                "twice", "the name is there twice (upper and lower case are equal)", {"part": twice}
+            )
+        if same := find_same_place(names):
+            why = "the device has another name already, some lines above"
+            raise PydanticCustomError("same_place", "{why}", {"part": same, "why": why})
+        return names
 
 
 class Config(_Section):
@@ -117,6 +172,7 @@ class Config(_Section):
         timeout: seconds that a server may take to answer.
         server_port: TCP port of servers that are given without one.
         discovery: whether to look for servers by mDNS.
+        on_event: a command that `watch` runs for each event; without a shell.
         server: what `usb-remote server` does on this machine.
 
     """
@@ -126,6 +182,7 @@ class Config(_Section):
     timeout: float = Field(default=5.0, gt=0, le=3600)
     server_port: Port = 5055
     discovery: bool = True
+    on_event: Command = []
     server: ServerConfig = ServerConfig()
 
     @field_validator("server_ranges")
@@ -158,7 +215,7 @@ class Config(_Section):
 
 def candidate_paths(environment: Mapping[str, str] = os.environ) -> Iterator[Path]:
     """Where a configuration may be, first one first; the environment's must exist."""
-    yield Path(".usb-remote.config").absolute()
+    yield LOCAL.absolute()
     home = Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     yield home / "usb-remote" / "usb-remote.config"
     yield Path("/etc/usb-remote/usb-remote.config")
@@ -195,6 +252,16 @@ def path_to_write(option: Path | None, environment: Mapping[str, str] = os.envir
 # -- reading ------------------------------------------------------------------------------------
 
 
+def load_in_force(option: Path | None, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read the file that is in force; raises as :func:`find_path` and :func:`load`."""
+    path = find_path(option, environment)
+    config = load(path)
+    is_named = option or environment.get(VARIABLE) or environment.get(LEGACY_VARIABLE)
+    if path is not None and path == LOCAL.absolute() and not is_named:
+        _refuse_foreign_commands(path, config)
+    return config
+
+
 def load(path: Path | None) -> Config:
     """Read and check a file; no file is the default configuration.
 
@@ -210,6 +277,18 @@ def load(path: Path | None) -> Config:
         return Config.model_validate(given)
     except ValidationError as error:
         raise _explained(path, data, error) from None
+
+
+def _refuse_foreign_commands(path: Path, config: Config) -> None:
+    """The file of a directory that one happens to be in must not run programs."""
+    commands = {"on_event": config.on_event, "server.on_event": config.server.on_event}
+    for key, command in commands.items():
+        if command:
+            raise errors.ConfigError(
+                f"{path}: {key}: a file of the current directory may not name programs",
+                hint=f"name it on purpose: usb-remote --config {path} …, or move it to "
+                "~/.config/usb-remote/usb-remote.config",
+            )
 
 
 def _parse(path: Path) -> Any:
@@ -230,16 +309,37 @@ def _parse(path: Path) -> Any:
     return data
 
 
+_WORDS = {
+    "model_type": "a mapping of keys to values is needed here",
+    "dict_type": "a mapping of names to devices is needed here",
+    "list_type": "a list is needed here",
+    "string_type": "a text is needed here: put it in quotes",
+}
+"""What pydantic says of types, in words for people who write YAML."""
+
+
 def _explained(path: Path, data: Any, error: ValidationError) -> errors.ConfigError:
     first = error.errors(include_url=False)[0]
-    where = list(first["loc"])
+    where = [part for part in first["loc"] if part != "[key]"]
+    if "part" in first.get("ctx", {}):
+        where.append(first["ctx"]["part"])
     key = ".".join(str(part) for part in where)
-    message, hint = clean(first["msg"].removeprefix("Value error, ")), None
+    hint = None
+    message = _WORDS.get(first["type"]) or clean(first["msg"].removeprefix("Value error, "))
     if first["type"] == "extra_forbidden":
         message = "unknown key"
-        known = ServerConfig if where[0] == "server" else Config
-        hint = f"known keys: {', '.join(known.model_fields)}"
+        hint = f"known keys: {', '.join(_known_keys(where[:-1]))}"
     return errors.ConfigError(f"{path}:{_line(data, where)}: {key}: {message}", hint=hint)
+
+
+def _known_keys(section: list[Any]) -> Iterable[str]:
+    """The keys that may stand where an unknown one was found."""
+    if section[:2] == ["server", "share"]:
+        fields = Criteria.model_fields if len(section) > 3 else Rule.model_fields
+        return [field.alias or name for name, field in fields.items()]
+    if section[:2] == ["server", "names"]:
+        return Place.model_fields
+    return (ServerConfig if section else Config).model_fields
 
 
 def _line(data: Any, where: list[Any]) -> int:

@@ -12,7 +12,7 @@ import ipaddress
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +23,13 @@ HEAD_START = 0.1
 """Seconds that the first of several addresses has for itself."""
 
 
+Tell = Callable[[protocol.WatchEvent], None]
+
+
+def _ignore(_event: protocol.WatchEvent) -> None:
+    """Events before an answer are for those who wait."""
+
+
 class Connection:
     """An open connection; use :func:`connect` to make one.
 
@@ -30,6 +37,7 @@ class Connection:
         server: whom we asked for.
         address: which of its addresses answered.
         local_address: our own address on this connection, as the server sees it.
+        hung_up: whether the other side has closed it.
 
     """
 
@@ -44,6 +52,7 @@ class Connection:
         self.server = server
         self.address = address
         self.local_address = str(writer.get_extra_info("sockname")[0])
+        self.hung_up = False
         self._reader = reader
         self._writer = writer
         self._timeout = timeout
@@ -59,8 +68,12 @@ class Connection:
     ) -> None:
         await self.close()
 
-    async def request(self, request: protocol.Request) -> protocol.Reply:
+    async def request(self, request: protocol.Request, tell: Tell = _ignore) -> protocol.Reply:
         """Ask and wait for the answer; a 2.x server is asked again in its own words.
+
+        Args:
+            request: what to ask.
+            tell: called with each event that comes before the answer.
 
         Raises:
             Unreachable, InvalidReply: nobody, or somebody else, is there.
@@ -68,10 +81,16 @@ class Connection:
 
         """
         try:
-            return protocol.parse_reply(await self._ask(protocol.request_line(request)))
+            line = await self._ask(protocol.request_line(request), protocol.time_for(request))
+            while protocol.is_event(line):
+                tell(protocol.parse_event(line))
+                line = await self._read_line(protocol.WATCH_TIMEOUT)
+            return protocol.parse_reply(line)
         except errors.UsbRemoteError as error:
             if not protocol.is_legacy_rejection(error):
                 raise
+        if not protocol.is_known_to_2x(request):
+            raise errors.Refused(f"{self.server.name} is usb-remote 2.x and cannot do that")
         legacy = await connect(self.server, self._timeout, only=self.address)
         async with legacy:
             return protocol.parse_reply(await legacy._ask(protocol.legacy_request(request)))
@@ -88,13 +107,13 @@ class Connection:
             yield protocol.parse_event(line)
             line = await self._read_line(protocol.WATCH_TIMEOUT)
 
-    async def _ask(self, line: bytes) -> bytes:
+    async def _ask(self, line: bytes, extra: float = 0) -> bytes:
         try:
             self._writer.write(line)
             await self._writer.drain()
         except OSError as error:
             raise self._lost(error) from error
-        return await self._read_line(self._timeout)
+        return await self._read_line(self._timeout + extra)
 
     async def _read_line(self, timeout: float) -> bytes:
         try:
@@ -111,11 +130,16 @@ class Connection:
                 f"{self.server.name} answers more than {protocol.MAX_REPLY} bytes"
             ) from None
         if not line:
-            raise errors.Unreachable(f"{self.server.name} closed the connection")
+            raise self._hung_up(f"{self.server.name} closed the connection")
         return line
 
     def _lost(self, error: OSError) -> errors.Unreachable:
-        return errors.Unreachable(f"connection to {self.server.name} lost: {error.strerror}")
+        return self._hung_up(f"connection to {self.server.name} lost: {error.strerror}")
+
+    def _hung_up(self, message: str) -> errors.Unreachable:
+        self.hung_up = True
+        hint = "does server.allow_from in its configuration let this machine in?"
+        return errors.Unreachable(message, hint=hint)
 
     async def close(self) -> None:
         self._writer.close()

@@ -7,8 +7,10 @@ disturbs nobody else. What a request means is for server.py.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +19,8 @@ from usb_remote.framing import RequestFramer
 
 log = logging.getLogger(__name__)
 
+MAX_AHEAD = 16
+"""Requests that a connection may send ahead while it waits for a device."""
 DEAD_PEER_MS = 10_000
 """TCP_USER_TIMEOUT of control connections: a watcher that vanished is forgotten."""
 
@@ -51,9 +55,17 @@ class Host(Protocol):
 
     @property
     def limits(self) -> Limits: ...
+    @property
+    def allowed(self) -> Container[str]: ...
     def answer(self, line: bytes, connection: ControlConnection) -> None: ...
     def admit(self, connection: ControlConnection) -> None: ...
     def forget(self, connection: ControlConnection) -> None: ...
+
+
+@functools.lru_cache(maxsize=1024)
+def say_forbidden(address: str) -> None:
+    """Log once for each address that it may not talk to us."""
+    log.info("closed the connections of %s, which is not in server.allow_from", address)
 
 
 class ControlConnection(asyncio.Protocol):
@@ -62,6 +74,7 @@ class ControlConnection(asyncio.Protocol):
     def __init__(self, server: Host) -> None:
         self.address = ""
         self.watches = False
+        self.waits = False
         self._server = server
         self._limits = server.limits
         self._framer = RequestFramer()
@@ -79,6 +92,10 @@ class ControlConnection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self.address = str(transport.get_extra_info("peername")[0]).removeprefix("::ffff:")
+        if self.address not in self._server.allowed:
+            say_forbidden(self.address)
+            transport.abort()
+            return
         transport.set_write_buffer_limits(high=self._limits.unread_bytes)
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
@@ -86,9 +103,13 @@ class ControlConnection(asyncio.Protocol):
         self._server.admit(self)
 
     def data_received(self, data: bytes) -> None:
+        if self.address not in self._server.allowed:
+            return
         if self._linger_left:
             self._discard(len(data))
             return
+        if self.waits and len(self._waiting) >= MAX_AHEAD:
+            self._transport.pause_reading()
         was_pending = self._framer.pending
         try:
             for request in self._framer.feed(data):
@@ -106,7 +127,7 @@ class ControlConnection(asyncio.Protocol):
         self._half_closed = True
         if self._framer.pending and not self._linger_left:
             self._transport.write(_failed("the request is incomplete"))
-        return self._paused or self.watches
+        return (self._paused and not self.waits) or self.watches
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._stop_timer()
@@ -133,7 +154,7 @@ class ControlConnection(asyncio.Protocol):
         self._deadline(self._limits.idle_timeout)
 
     def push(self, line: bytes) -> None:
-        """Send a snapshot; one that is not read in time is replaced by the next."""
+        """Send an event; one that is not read in time is replaced by the next."""
         if self._transport.is_closing():
             return
         if not self._full:
@@ -141,13 +162,17 @@ class ControlConnection(asyncio.Protocol):
         elif line is not protocol.PING:
             self._missed = line
 
-    def pause(self) -> None:
-        """An answer takes time: the next request of this connection waits."""
-        self._paused = True
-        self._transport.pause_reading()
+    def pause(self, *, waits: bool = False) -> None:
+        """An answer takes time: the next request of this connection waits.
+
+        Who only waits for others is read from, for that alone shows that it has gone.
+        """
+        self._paused, self.waits = True, waits
+        if not waits:
+            self._transport.pause_reading()
 
     def resume(self) -> None:
-        self._paused = False
+        self._paused = self.waits = False
         if self._transport.is_closing():
             return
         self._transport.resume_reading()

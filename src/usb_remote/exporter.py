@@ -14,8 +14,11 @@ from collections.abc import Iterable
 from functools import partial
 
 from usb_remote import errors, usbip_wire
-from usb_remote.leases import DeviceSource, Leases
+from usb_remote.control import say_forbidden
+from usb_remote.leases import Leases
 from usb_remote.model import BusId, State
+from usb_remote.rules import Networks
+from usb_remote.sharing import DeviceSource
 from usb_remote.usbip_wire import Status
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ class Exporter:
 
     Attributes:
         port: TCP port that it listens on.
+        allowed: networks whose connections are not closed at once.
 
     """
 
@@ -43,6 +47,7 @@ class Exporter:
         self, source: DeviceSource, leases: Leases, timeout: float = HANDSHAKE_TIMEOUT
     ) -> None:
         self.port = 0
+        self.allowed = Networks()
         self._source = source
         self._leases = leases
         self._timeout = timeout
@@ -79,11 +84,15 @@ class Exporter:
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # the peer may be gone already
             connection, peer = listener.accept()
+            if (address := _plain(peer[0])) not in self.allowed:
+                say_forbidden(address)
+                connection.close()
+                return
             connection.setblocking(False)
             while len(self._handshakes) >= MAX_HANDSHAKES:
                 oldest = next(iter(self._handshakes))
                 self._handshakes.pop(oldest).cancel()
-            task = asyncio.create_task(self._handshake(connection, _plain(peer[0])))
+            task = asyncio.create_task(self._handshake(connection, address))
             self._handshakes[connection] = task
             task.add_done_callback(partial(self._shaken, connection))
 

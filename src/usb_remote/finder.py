@@ -202,8 +202,7 @@ class Finder:
     ) -> None:
         timeout = candidate.timeout or self._config.timeout
         try:
-            async with await connect(candidate.server, timeout) as connection:
-                answers.put_nowait(await list_devices(connection))
+            answers.put_nowait(await _listing(candidate.server, timeout))
         except errors.UsbRemoteError as error:
             if not candidate.quiet:
                 answers.put_nowait(Failure(candidate.server, error))
@@ -216,6 +215,18 @@ class Finder:
 
         """
         return (await self.search(query.host)).choose(query)
+
+
+async def _listing(server: Server, timeout: float) -> Listing:
+    """A server that hangs up at one address may let us in at another (`server.allow_from`)."""
+    async with await connect(server, timeout) as connection:
+        others = tuple(a for a in server.addresses if a != connection.address)
+        try:
+            return await list_devices(connection)
+        except errors.Unreachable:
+            if not (connection.hung_up and others):
+                raise
+    return await _listing(server.model_copy(update={"addresses": others}), timeout)
 
 
 def _distinct(failures: Iterable[Failure], answered: Iterable[Server]) -> Iterator[Failure]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import socket
 import uuid
 from pathlib import Path
+
+from usb_remote import state
 
 APPLICATION = uuid.UUID("5d2f8f0e-3a55-4f0c-9c68-0b1a7e1f9a35").bytes
 """Our application id for sd_id128_get_machine_app_specific(3)."""
@@ -46,16 +47,9 @@ def _read(path: Path) -> str:
 
 
 def _stored_id() -> str:
-    path = _state_dir() / "id"
+    path = state.directory() / "id"
     if not (known := _read(path)):
         known = uuid.uuid4().hex
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(known + "\n")
     return known
-
-
-def _state_dir() -> Path:
-    if os.geteuid() == 0:
-        return Path("/var/lib/usb-remote")
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(home) / "usb-remote"

@@ -1,82 +1,32 @@
 """Who has which device, from when, and until when: the one arbiter of a server.
 
-Rule of this file: the USB/IP connection is the lease. The kernel (or a virtual device) owns its
-bytes; we keep the socket, never read it, and wait for its end.
+Rule of this file: the USB/IP connection is the lease. Every session that begins here ends here,
+once, with the cause that was observed.
 
-A device goes  free -> reserved (a client asked, `usbip attach` is on its way) -> session -> grace
-(its driver waits a moment for the same client) -> free.
+A device goes  free -> reserved (a client asked, `usbip attach` is on its way) -> session -> the
+next one who waits, or grace (its driver waits a moment for the same client) -> free.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import select
 import socket
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import inf
-from typing import Any, Protocol
+from typing import Any
 
-from usb_remote import errors
-from usb_remote.model import BusId, Device, Holder, State
+from usb_remote import errors, events
+from usb_remote.events import Kind
+from usb_remote.lease import ExportHost, Journal, Lease, Times, busy, refuse_protected
+from usb_remote.model import BusId, Cause, Device, Holder, Request, State
+from usb_remote.sessions import End, EndWatch, make_mortal
+from usb_remote.sharing import DeviceSource
 from usb_remote.usbip_wire import Record
+from usb_remote.waiting import Tell, Waiter, Wish
 
 log = logging.getLogger(__name__)
-
-KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 3, 1, 5
-USER_TIMEOUT_MS = 8000
-"""A peer that vanished is noticed after 8 s at the latest (tcp(7); the promise is 10 s)."""
-
-
-@dataclass(frozen=True)
-class Times:
-    """How long things may take, in seconds.
-
-    Attributes:
-        reservation: between our `attach` reply and the client's `usbip attach`.
-        grace: that a device stays bound after its session, for the same client to come back.
-        reset: that the kernel may take to reset a device after a session.
-
-    """
-
-    reservation: float = 15.0
-    grace: float = 2.0
-    reset: float = 5.0
-
-
-class DeviceSource(Protocol):
-    """Where devices come from: udev.Devices or virtual.VirtualDevices."""
-
-    def list_devices(self) -> tuple[Device, ...]: ...
-    def record(self, bus_id: BusId) -> Record | None: ...
-
-
-class ExportHost(Protocol):
-    """What exports them: usbip.Host or virtual.VirtualDevices."""
-
-    def check(self) -> None: ...
-    async def load(self) -> None: ...
-    def list_bound(self) -> list[BusId]: ...
-    async def bind(self, bus_id: BusId) -> None: ...
-    async def unbind(self, bus_id: BusId) -> None: ...
-    async def export(self, bus_id: BusId, fd: int) -> None: ...
-    async def release(self, bus_id: BusId) -> None: ...
-    async def wait_free(self, bus_id: BusId, timeout: float) -> None: ...
-
-
-@dataclass
-class _Lease:
-    """What the exporter knows of one device that is not simply free."""
-
-    holder: Holder | None = None
-    session: socket.socket | None = None
-    bound: bool = False
-    fault: errors.UsbRemoteError | None = None
-    expires: float = inf
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Leases:
@@ -85,28 +35,33 @@ class Leases:
     Args:
         source: which devices there are, asked afresh at each decision.
         host: binds and exports them.
+        journal: is told of sessions.
         times: how long things may take.
 
     Attributes:
-        on_change: called when the holder of a device has changed.
+        on_change: called when the holder of a device, or who waits for it, has changed.
+        takeover: whether a client may take a device from another one.
 
     """
 
-    def __init__(self, source: DeviceSource, host: ExportHost, times: Times = Times()) -> None:
+    def __init__(
+        self, source: DeviceSource, host: ExportHost, journal: Journal, times: Times = Times()
+    ) -> None:
         self.on_change: Callable[[], None] = lambda: None
+        self.takeover = True
         self._source = source
         self._host = host
+        self._journal = journal
         self._times = times
-        self._leases: dict[BusId, _Lease] = {}
-        self._ends: dict[int, tuple[BusId, socket.socket]] = {}
-        self._epoll = select.epoll()
+        self._leases: dict[BusId, Lease] = {}
+        self._ends = EndWatch(self._on_end)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- life
 
     async def start(self) -> None:
         """Give devices that a crashed server left bound back to their drivers."""
-        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_ends)
+        self._ends.start()
         for bus_id in self._host.list_bound():
             log.warning("%s was still bound; giving it back to its driver", bus_id)
             await self._host.release(bus_id)
@@ -115,56 +70,107 @@ class Leases:
 
     async def stop(self) -> None:
         """Drop all clients, give all devices back to their drivers."""
-        if self._epoll.closed:
+        if self._ends.closed:
             return
-        asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+        self._ends.stop()
+        for lease in self._leases.values():
+            lease.queue.dismiss(errors.Unreachable("the server is being stopped"))
         await asyncio.gather(*self._tasks)  # each ends within Times.reset
         await asyncio.gather(*(self._give_back(bus_id) for bus_id in list(self._leases)))
-        self._epoll.close()
+        self._ends.close()
 
     async def _give_back(self, bus_id: BusId) -> None:
         lease = self._leases[bus_id]
-        await self._end(bus_id, lease)
+        await self._end(bus_id, lease, Cause.SERVER_STOPPED)
         await self._free(bus_id, lease)
 
     # -- what others want to know
 
     def with_holders(self, devices: Iterable[Device]) -> tuple[Device, ...]:
-        """The same devices, those that somebody holds as in_use."""
-        return tuple(
-            d.model_copy(update={"state": State.IN_USE, "holder": holder})
-            if (holder := self._holder(d.bus_id))
-            else d
-            for d in devices
-        )
+        """The same devices, with who holds them, who waits, and how it was before."""
+        return tuple(self._described(device) for device in devices)
 
-    def _holder(self, bus_id: BusId) -> Holder | None:
-        lease = self._leases.get(bus_id)
-        return lease.holder if lease else None
+    def _described(self, device: Device) -> Device:
+        lease = self._leases.get(device.bus_id)
+        known: dict[str, Any] = {}
+        if last := self._journal.last_session(device.id):
+            known["last_session"] = last
+        if lease is not None and lease.holder is not None:
+            known |= {"state": State.IN_USE, "holder": lease.holder}
+        if lease is not None and len(lease.queue):
+            known["waiting"] = len(lease.queue)
+        return device.model_copy(update=known) if known else device
 
     # -- what clients ask for on the control port
 
-    async def reserve(self, device: Device, holder: Holder) -> None:
+    async def reserve(self, device: Device, wish: Wish, tell: Tell | None = None) -> None:
         """Keep the device for this client until its `usbip attach` arrives; begin to bind it.
 
         Binding goes on while the client starts its tool. If the kernel refuses, the import fails,
         and :meth:`release` says why.
 
+        Args:
+            device: as it was listed.
+            wish: who wants it, and how.
+            tell: if given, wait for the device instead of being refused; called with the place.
+
         Raises:
             Busy: somebody else holds it.
-            Refused: it is protected.
+            Refused: it is protected, or must not be taken over.
             SystemFault: no device can be bound here.
 
         """
         lease = self._lease(device.bus_id)
         async with lease.lock:
             device = self._find(device.bus_id)
-            _refuse_protected(device)
-            _refuse_others(device, lease, holder)
-            await self._end(device.bus_id, lease)
+            refuse_protected(device)
             self._host.check()
-            self._hold(device.bus_id, lease, holder)
-        self._spawn(self._bind_ahead(device.bus_id, lease))
+            if lease.is_open_to(wish.holder) or wish.force:
+                await self._take(device, lease, wish)
+                return
+            if tell is None:
+                raise busy(device, lease)
+            waiter = Waiter(wish, device.id, tell)
+            lease.queue.enter(waiter)
+            self._queue_changed(lease)
+        await self._turn_of(waiter, device.bus_id, lease)
+
+    async def _take(self, device: Device, lease: Lease, wish: Wish) -> None:
+        if lease.is_open_to(wish.holder):
+            await self._end(device.bus_id, lease, Cause.CLIENT_LOST)
+        else:
+            await self._take_over(device, lease, wish.holder)
+        self._hold(device.bus_id, lease, wish)
+
+    async def _take_over(self, device: Device, lease: Lease, by: Holder) -> None:
+        if not self.takeover:
+            raise errors.Refused(
+                f"{device.label} is in use by {lease.holder}, and this server does not allow "
+                "taking it over",
+                hint=f"ask for it: usb-remote release {device.label}",
+            )
+        log.warning("%s is taken over from %s by %s", device.label, lease.holder, by)
+        await self._end(device.bus_id, lease, Cause.TAKEN_OVER, str(by))
+
+    async def _turn_of(self, waiter: Waiter, bus_id: BusId, lease: Lease) -> None:
+        """Wait for the turn; who goes away, at whatever moment, leaves nothing behind."""
+        try:
+            await waiter.turn
+        except asyncio.CancelledError:
+            if lease.queue.leave(waiter):
+                self._queue_changed(lease)
+            elif waiter.turn.done() and not waiter.turn.cancelled():
+                self._spawn(self._lapse(bus_id, lease, waiter.wish))
+            raise
+
+    async def _lapse(self, bus_id: BusId, lease: Lease, wish: Wish) -> None:
+        async with lease.lock:
+            if lease.wish is wish and lease.session is None:
+                await self._pass_on(bus_id, lease)
+
+    def _queue_changed(self, lease: Lease) -> None:
+        lease.queue.tell(lease.holder)
+        self.on_change()
 
     async def release(self, device: Device, holder: Holder) -> None:
         """Give a device back now, without grace; nothing happens if nobody has it.
@@ -178,24 +184,42 @@ class Leases:
         if lease is None:
             return
         async with lease.lock:
-            _refuse_others(device, lease, holder)
+            if lease.holder is not None and not lease.holder.is_same_client(holder):
+                raise busy(device, lease)
             fault = lease.fault
-            await self._end(device.bus_id, lease)
-            await self._free(device.bus_id, lease)
+            await self._end(device.bus_id, lease, Cause.DETACHED)
+            await self._pass_on(device.bus_id, lease)
         if fault is not None:
             raise fault
 
-    def _hold(self, bus_id: BusId, lease: _Lease, holder: Holder) -> None:
-        lease.holder = holder
-        lease.fault = None
-        self._expire_in(self._times.reservation, bus_id, lease)
+    def ask(self, device: Device, request: Request) -> Holder | None:
+        """Ask the holder to let a device go; returns who that is."""
+        lease = self._leases.get(device.bus_id)
+        if lease is None or lease.holder is None:
+            return None
+        log.info("%s is asked for by %s: %s", device.label, request.by, request.message or "-")
+        lease.holder = lease.holder.model_copy(update={"asked": request})
         self.on_change()
+        return lease.holder
 
-    async def _bind_ahead(self, bus_id: BusId, lease: _Lease) -> None:
-        async with lease.lock:
-            if lease.holder is not None and lease.session is None:
-                with contextlib.suppress(errors.UsbRemoteError):  # kept in the lease, for release
-                    await self._bind(bus_id, lease)
+    # -- what the server's own rules say
+
+    async def enforce(self, is_allowed: Callable[[str], bool]) -> None:
+        """End every session that the rules do not allow any more."""
+        shared = {device.bus_id for device in self._source.list_devices()}
+        for bus_id, lease in list(self._leases.items()):
+            async with lease.lock:
+                holder = lease.holder
+                if bus_id not in shared or (holder and not is_allowed(holder.address)):
+                    await self._end(bus_id, lease, Cause.FORBIDDEN)
+                    await self._pass_on(bus_id, lease)
+
+    def forget_unplugged(self, devices: Iterable[Device]) -> None:
+        """Send away who waits for a device that is not there any more."""
+        there = {device.id for device in devices}
+        for lease in list(self._leases.values()):
+            if any(waiter.device_id not in there for waiter in lease.queue.waiters):
+                lease.queue.dismiss(errors.NotFound("the device was unplugged meanwhile"))
 
     # -- sessions
 
@@ -215,35 +239,58 @@ class Leases:
             return await self._begin(connection, bus_id, lease, address)
 
     async def _begin(
-        self, connection: socket.socket, bus_id: BusId, lease: _Lease, address: str
+        self, connection: socket.socket, bus_id: BusId, lease: Lease, address: str
     ) -> Record:
         device = self._find(bus_id)
-        _refuse_protected(device)
+        refuse_protected(device)
         if lease.session is not None or (lease.holder and lease.holder.address != address):
-            raise _busy(device, lease.holder)
-        await self._bind(bus_id, lease)
+            raise busy(device, lease)
+        await lease.bind(self._host, bus_id)
         record = self._source.record(bus_id)
         if record is None:
             raise errors.NotFound(f"{bus_id} has just been unplugged")
-        _make_mortal(connection)
+        make_mortal(connection)
         await self._host.export(bus_id, connection.fileno())
-        self._begin_session(connection, bus_id, lease, address)
+        self._begin_session(connection, device, lease, address)
         return record
 
     def _begin_session(
-        self, connection: socket.socket, bus_id: BusId, lease: _Lease, address: str
+        self, connection: socket.socket, device: Device, lease: Lease, address: str
     ) -> None:
-        lease.expires = inf
-        lease.fault = None
-        lease.session = connection
-        holder = lease.holder or Holder(host=address, address=address)
-        lease.holder = holder.model_copy(update={"since": datetime.now(UTC)})
-        self._ends[connection.fileno()] = (bus_id, connection)
-        self._epoll.register(
-            connection.fileno(), select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-        )
-        log.info("%s attached by %s", bus_id, lease.holder)
+        now = datetime.now(UTC)
+        wish = lease.wish or Wish(Holder(host=address, address=address))
+        until = now + timedelta(seconds=wish.duration) if wish.duration else None
+        asked = lease.holder.asked if lease.holder else None
+        lease.expires, lease.fault = inf, None
+        lease.session, lease.device = connection, device
+        lease.holder = wish.holder.model_copy(update={"since": now, "until": until, "asked": asked})
+        self._ends.add(connection)
+        if wish.duration:
+            self._limit(wish.duration, device.bus_id, lease)
+        log.info("%s attached by %s", device.label, lease.holder)
+        self._journal.record(events.of_device(Kind.ATTACHED, device, now, holder=lease.holder))
         self.on_change()
+
+    def _limit(self, seconds: float, bus_id: BusId, lease: Lease) -> None:
+        """End the session by itself, and tell a little before."""
+        loop, session = asyncio.get_running_loop(), lease.session
+        notice = min(self._times.notice, seconds / 10)
+        lease.timers = [
+            loop.call_later(seconds - notice, self._give_notice, lease),
+            loop.call_later(seconds, lambda: self._spawn(self._time_up(bus_id, session))),
+        ]
+
+    def _give_notice(self, lease: Lease) -> None:
+        if lease.holder is not None:
+            lease.holder = lease.holder.model_copy(update={"ends_soon": True})
+            self.on_change()
+
+    async def _time_up(self, bus_id: BusId, session: socket.socket | None) -> None:
+        lease = self._lease(bus_id)
+        async with lease.lock:
+            if lease.session is session:
+                await self._end(bus_id, lease, Cause.TIME_UP)
+                await self._pass_on(bus_id, lease)
 
     def has(self, connection: socket.socket) -> bool:
         """Whether a session owns this connection."""
@@ -251,35 +298,94 @@ class Leases:
 
     # -- how sessions end
 
-    def _on_ends(self) -> None:
-        for fd, _events in self._epoll.poll(0):
-            self._epoll.unregister(fd)
-            self._spawn(self._ended(*self._ends.pop(fd)))
+    def _on_end(self, connection: socket.socket, end: End) -> None:
+        for bus_id, lease in self._leases.items():
+            if lease.session is connection:
+                self._spawn(self._ended(bus_id, connection, end))
 
-    async def _ended(self, bus_id: BusId, session: socket.socket) -> None:
+    async def _ended(self, bus_id: BusId, session: socket.socket, end: End) -> None:
         """The connection is down: the client let go, vanished, or the device was unplugged."""
         lease = self._lease(bus_id)
         async with lease.lock:
             if lease.session is session:
-                await self._end(bus_id, lease)
-                self._expire_in(self._times.grace, bus_id, lease)
+                await self._end(bus_id, lease, end)
+                await self._pass_on(bus_id, lease, self._times.grace)
 
-    async def _end(self, bus_id: BusId, lease: _Lease) -> None:
+    async def _end(
+        self, bus_id: BusId, lease: Lease, why: Cause | End, by: str | None = None
+    ) -> None:
         """Close a session and wait for the kernel to have the device ready again."""
-        session, holder = lease.session, lease.holder
-        if session is None:
+        session, holder, device = lease.session, lease.holder, lease.device
+        if session is None or holder is None or device is None:
+            lease.holder = lease.wish = None
             return
-        with contextlib.suppress(KeyError, OSError):  # not there if its end woke us
-            del self._ends[session.fileno()]
-            self._epoll.unregister(session.fileno())
+        self._ends.remove(session)
+        lease.stop_timers()
         await self._host.release(bus_id)
         await self._host.wait_free(bus_id, self._times.reset)
         session.close()
-        lease.session = lease.holder = None
-        log.info("%s is free again (was with %s)", bus_id, holder)
+        lease.session = lease.holder = lease.wish = lease.device = None
+        cause = why if isinstance(why, Cause) else self._cause(device, why)
+        self._record_end(device, holder, cause, by)
         self.on_change()
 
-    def _expire_in(self, seconds: float, bus_id: BusId, lease: _Lease) -> None:
+    def _cause(self, device: Device, end: End) -> Cause:
+        """What TCP and the bus together tell: a device that is gone was unplugged."""
+        try:
+            is_there = self._find(device.bus_id).devnum == device.devnum
+        except errors.NotFound:
+            is_there = False
+        if end is End.BY_KERNEL or not is_there:
+            return Cause.DEVICE_RESET if is_there else Cause.UNPLUGGED
+        return Cause.DETACHED if end is End.BY_PEER else Cause.CLIENT_LOST
+
+    def _record_end(self, device: Device, holder: Holder, cause: Cause, by: str | None) -> None:
+        now = datetime.now(UTC)
+        seconds = (now - holder.since).total_seconds() if holder.since else 0.0
+        event = events.of_device(
+            Kind.ENDED, device, now, holder=holder, cause=cause, by=by, seconds=seconds
+        )
+        log.info("%s is free again (was with %s): %s", device.label, holder, cause)
+        self._journal.record(event)
+
+    async def _pass_on(self, bus_id: BusId, lease: Lease, grace: float = 0) -> None:
+        """Reserve a device that has just become free for the next one, else free it."""
+        lease.holder = lease.wish = None
+        while waiter := lease.queue.next():
+            if waiter.turn.done():
+                continue
+            try:
+                device = self._find(bus_id)
+                if device.id != waiter.device_id:
+                    raise errors.NotFound("the device was unplugged meanwhile")
+                refuse_protected(device)
+            except errors.UsbRemoteError as error:
+                waiter.turn.set_exception(error)
+                continue
+            self._hold(bus_id, lease, waiter.wish)
+            waiter.turn.set_result(None)
+            return
+        if grace:
+            self._expire_in(grace, bus_id, lease)
+        else:
+            await self._free(bus_id, lease)
+
+    def _hold(self, bus_id: BusId, lease: Lease, wish: Wish) -> None:
+        lease.wish, lease.holder = wish, wish.holder
+        lease.fault = None
+        self._expire_in(self._times.reservation, bus_id, lease)
+        self._spawn(self._bind_ahead(bus_id, lease))
+        self._queue_changed(lease)
+
+    async def _bind_ahead(self, bus_id: BusId, lease: Lease) -> None:
+        async with lease.lock:
+            if lease.holder is not None and lease.session is None:
+                try:
+                    await lease.bind(self._host, bus_id)
+                except errors.UsbRemoteError as error:  # for release, or who imports
+                    log.warning("%s", error)
+
+    def _expire_in(self, seconds: float, bus_id: BusId, lease: Lease) -> None:
         loop = asyncio.get_running_loop()
         lease.expires = loop.time() + seconds
         loop.call_at(lease.expires, lambda: self._spawn(self._expire(bus_id)))
@@ -288,12 +394,12 @@ class Leases:
         """Nobody came (back) in time; if somebody did, the moment was moved."""
         lease = self._lease(bus_id)
         async with lease.lock:
-            if asyncio.get_running_loop().time() >= lease.expires and not self._epoll.closed:
-                await self._free(bus_id, lease)
+            if asyncio.get_running_loop().time() >= lease.expires and not self._ends.closed:
+                await self._pass_on(bus_id, lease)
 
-    async def _free(self, bus_id: BusId, lease: _Lease) -> None:
+    async def _free(self, bus_id: BusId, lease: Lease) -> None:
         lease.expires = inf
-        lease.holder = lease.fault = None
+        lease.holder = lease.wish = lease.fault = None
         if lease.bound:
             lease.bound = False
             await self._host.unbind(bus_id)
@@ -301,8 +407,8 @@ class Leases:
 
     # -- parts
 
-    def _lease(self, bus_id: BusId) -> _Lease:
-        return self._leases.setdefault(bus_id, _Lease())
+    def _lease(self, bus_id: BusId) -> Lease:
+        return self._leases.setdefault(bus_id, Lease())
 
     def _find(self, bus_id: BusId) -> Device:
         for device in self._source.list_devices():
@@ -310,51 +416,7 @@ class Leases:
                 return device
         raise errors.NotFound(f"no device at {bus_id}")
 
-    async def _bind(self, bus_id: BusId, lease: _Lease) -> None:
-        lease.bound = True
-        try:
-            await self._host.bind(bus_id)
-        except errors.UsbRemoteError as error:
-            lease.bound = False
-            lease.fault = error
-            log.warning("%s", error)
-            raise
-
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _refuse_protected(device: Device) -> None:
-    if device.state is State.PROTECTED:
-        raise errors.Refused(f"{device.label} is protected: {device.reason}")
-
-
-def _refuse_others(device: Device, lease: _Lease, holder: Holder) -> None:
-    """The holder may come back (its machine may have crashed); nobody else gets in."""
-    if lease.holder and not lease.holder.is_same_client(holder):
-        raise _busy(device, lease.holder)
-
-
-def _busy(device: Device, holder: Holder | None) -> errors.Busy:
-    since = f" since {holder.since:%Y-%m-%d %H:%M:%S} UTC" if holder and holder.since else ""
-    return errors.Busy(
-        f"{device.label} ({device.description}) is in use by {holder}{since}",
-        hint="ask them, or wait until usb-remote watch shows it as available",
-        holder=holder.model_dump(mode="json") if holder else None,
-    )
-
-
-def _make_mortal(connection: socket.socket) -> None:
-    """Blocking as the kernel expects it, without delay, and dead when the peer is."""
-    connection.setblocking(True)
-    for level, option, value in (
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
-    ):
-        connection.setsockopt(level, option, value)

@@ -36,6 +36,10 @@ class _Checked(str):
         return super().__new__(cls, text)
 
     @classmethod
+    def is_valid(cls, text: str) -> bool:
+        return len(text) <= MAX_BUS_ID and cls._form.fullmatch(text) is not None
+
+    @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
             cls, serialization=core_schema.plain_serializer_function_ser_schema(str)
@@ -62,6 +66,18 @@ class HardwareId(_Checked):
 
     _form = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
     _what = "hardware id such as 0403:6001"
+
+
+class DeviceName(_Checked):
+    """What people call a device: letters, digits, ``. _ -``, so that it fits into a path."""
+
+    _form = re.compile(r"[^\W_][\w.-]*")
+    _what = f"name: letters, digits and . _ - only, at most {MAX_BUS_ID} characters"
+
+    def __new__(cls, text: str) -> Self:
+        if isinstance(text, str) and BusId.is_valid(text):
+            raise ValueError(f"{text!r} is a bus id, and so no name")
+        return super().__new__(cls, text)
 
 
 def clean(text: object, limit: int = MAX_TEXT) -> str:
@@ -103,6 +119,34 @@ class State(StrEnum):
     PROTECTED = "protected"
 
 
+class Cause(StrEnum):
+    """Why a session ended; one of these is observed for each (docs/reference/causes.md)."""
+
+    DETACHED = "detached"
+    UNPLUGGED = "unplugged"
+    DEVICE_RESET = "device_reset"
+    CLIENT_LOST = "client_lost"
+    TIME_UP = "time_up"
+    TAKEN_OVER = "taken_over"
+    FORBIDDEN = "forbidden"
+    SERVER_STOPPED = "server_stopped"
+
+
+MAX_MESSAGE = 256
+"""Longest message to a holder, in characters."""
+
+
+def _clean_message(text: object) -> str | None:
+    return None if text is None else clean(text, MAX_MESSAGE)
+
+
+class Request(Model):
+    """Somebody asks the holder to let a device go."""
+
+    by: Text
+    message: Annotated[str | None, BeforeValidator(_clean_message)] = None
+
+
 class Holder(Model):
     """Whose session a device is in.
 
@@ -112,6 +156,9 @@ class Holder(Model):
         client: an id of the client's machine, None where it did not say (2.x, stock ``usbip``).
         address: the client's IP address.
         since: when the session began, by the server's clock.
+        until: when it will end by itself, if it was asked for so long.
+        ends_soon: whether that is within a minute.
+        asked: the newest request to let the device go.
 
     """
 
@@ -120,6 +167,9 @@ class Holder(Model):
     client: OptionalText = None
     address: Text = ""
     since: datetime | None = None
+    until: datetime | None = None
+    ends_soon: bool = False
+    asked: Request | None = None
 
     def __str__(self) -> str:
         host = self.host or self.address or "an unknown client"
@@ -130,6 +180,15 @@ class Holder(Model):
         if self.client or other.client:
             return self.client == other.client
         return self.address == other.address
+
+
+class Ended(Model):
+    """The last session of a device: whose it was, when and why it ended, and by whom."""
+
+    holder: Holder
+    at: datetime
+    cause: Cause
+    by: OptionalText = None
 
 
 class Device(Model):
@@ -146,6 +205,8 @@ class Device(Model):
         speed: Mbit/s as in sysfs: 1.5, 12, 480, 5000 …
         devnum: the server's device number; a new one tells that it was plugged in again.
         holder: who has it, if ``state`` is in_use.
+        waiting: how many clients wait for it.
+        last_session: how the one before ended, None if there was none.
         reason: why it is refused, if ``state`` is protected.
 
     """
@@ -167,6 +228,8 @@ class Device(Model):
     devnum: int = 0
     state: State = State.AVAILABLE
     holder: Holder | None = None
+    waiting: int = 0
+    last_session: Ended | None = None
     reason: OptionalText = None
 
     @property
@@ -234,9 +297,9 @@ class Match(NamedTuple):
     device: Device
 
     def __str__(self) -> str:
-        return (
-            f"{self.server.name}/{self.device.bus_id}  {self.device.id}  {self.device.description}"
-        )
+        device = self.device
+        words = [f"{self.server.name}/{device.bus_id}", device.name, device.id, device.description]
+        return "  ".join(word for word in words if word)
 
 
 class Attachment(Model):

@@ -15,10 +15,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from usb_remote import errors
+from usb_remote.events import Event
 from usb_remote.matching import Query
 from usb_remote.model import (
     LEGACY_DEVICE_KEYS,
     Device,
+    Holder,
     Model,
     Server,
     Snapshot,
@@ -36,6 +38,10 @@ MAX_REPLY = 16 * 1024 * 1024
 """Longest reply line in bytes that a client reads: about 20 000 devices."""
 PING_INTERVAL = 3.0
 """Seconds between two ``ping`` lines of a quiet watch."""
+MAX_SECONDS = 30 * 86400.0
+"""Longest wait, and longest session that ends by itself: 30 days."""
+RESET_TIME = 5.0
+"""Seconds that the kernel of a server may take to reset a device after a session."""
 WATCH_TIMEOUT = 9.0
 """Seconds without any line after which a watch is dead."""
 
@@ -60,14 +66,12 @@ class ListRequest(_Request):
     command: Literal["list"] = "list"
 
 
-class DeviceRequest(_Request):
-    """Find one device, take it or give it back. Reply: ``data`` is the device.
+class _WhichDevice(_Request):
+    """One device, and who asks: ``user`` and ``host`` for people, ``client`` for the machine.
 
-    ``user`` and ``host`` say who will hold it, ``client`` is an id of the machine; they keep people
-    apart who are honest, and prove nothing.
+    They keep people apart who are honest, and prove nothing.
     """
 
-    command: Literal["find", "attach", "detach"]
     id: Word | None = None
     bus: Word | None = None
     serial: Word | None = None
@@ -82,6 +86,49 @@ class DeviceRequest(_Request):
         return Query(id=self.id, bus=self.bus, serial=self.serial, desc=self.desc, first=self.first)
 
 
+class DeviceRequest(_WhichDevice):
+    """Find one device, or give it back. Reply: ``data`` is the device."""
+
+    command: Literal["find", "detach"]
+
+
+class AttachRequest(_WhichDevice):
+    """Take a device. Reply: ``data`` is the device, reserved for this client.
+
+    Attributes:
+        wait: seconds to wait if somebody has it, 0 for as long as it takes; ``queued`` events
+            come before the reply. Without it the request is refused then.
+        duration: seconds after which the session ends by itself.
+        force: take it from its holder.
+
+    """
+
+    command: Literal["attach"] = "attach"
+    wait: float | None = Field(default=None, ge=0, le=MAX_SECONDS)
+    duration: float | None = Field(default=None, gt=0, le=MAX_SECONDS)
+    force: bool = False
+
+
+class ReleaseRequest(_WhichDevice):
+    """Ask the holder to let a device go. Reply: ``data`` is the device."""
+
+    command: Literal["release"] = "release"
+    message: Word | None = None
+
+
+class NameRequest(_WhichDevice):
+    """Name a device; an empty name takes the name away. Reply: ``data`` is the device."""
+
+    command: Literal["name"] = "name"
+    name: Word
+
+
+class HistoryRequest(_Request):
+    """What happened to the devices. Reply: ``data`` is a list of events, oldest first."""
+
+    command: Literal["history"] = "history"
+
+
 class InfoRequest(_Request):
     """Who is there? Reply: ``data`` is the server's id, name, version, protocol and ports."""
 
@@ -94,9 +141,10 @@ class WatchRequest(_Request):
     command: Literal["watch"] = "watch"
 
 
-Request = ListRequest | DeviceRequest | InfoRequest | WatchRequest
+WhichDevice = DeviceRequest | AttachRequest | ReleaseRequest | NameRequest
+Request = ListRequest | WhichDevice | HistoryRequest | InfoRequest | WatchRequest
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="command")])
-_LEGACY_REQUEST_KEYS = {"command", "id", "bus", "serial", "desc", "first"}
+_LEGACY_REQUEST_KEYS = ("command", "id", "bus", "serial", "desc", "first")
 
 
 class Info(Model):
@@ -109,6 +157,10 @@ class Info(Model):
     usbip_port: int = 3240
 
 
+class _History(Model):
+    events: tuple[Event, ...]
+
+
 class Reply(Model):
     """A success. ``data`` is not checked yet; ``server`` is None from a 2.x server."""
 
@@ -118,12 +170,17 @@ class Reply(Model):
 
 
 class WatchEvent(Model):
-    """A line of a watch: ``snapshot`` with everything, or ``ping``."""
+    """A line of a watch: ``snapshot`` with everything, or ``ping``.
 
-    event: Literal["snapshot", "ping"]
+    Before the reply to an attach that waits: ``queued`` with the place and the holder, or ``ping``.
+    """
+
+    event: Literal["snapshot", "ping", "queued"]
     server: Info | None = None
     revision: int = 0
     data: tuple[Device, ...] = ()
+    place: int = 0
+    holder: Holder | None = None
 
     @property
     def snapshot(self) -> Snapshot:
@@ -154,7 +211,7 @@ def parse_request(line: bytes) -> Request:
 def _invalid(error: ValidationError) -> errors.InvalidRequest:
     first = error.errors(include_url=False, include_input=False)[0]
     where = clean(".".join(str(part) for part in first["loc"][1:]))
-    commands = "list, find, attach, detach, info, watch"
+    commands = "list, find, attach, detach, release, name, history, info, watch"
     text = {
         "json_invalid": f"not JSON: {clean(first['msg'])}",
         "union_tag_invalid": f"unknown command; known are {commands}",
@@ -217,6 +274,12 @@ def snapshot_event(snapshot: Snapshot, info: Info) -> bytes:
     )
 
 
+def queued_event(place: int, holder: Holder | None) -> bytes:
+    """The line that a client gets while it waits: 1 is next."""
+    shown = holder.model_dump(mode="json") if holder else None
+    return encode({"event": "queued", "place": place, "holder": shown})
+
+
 PING = encode({"event": "ping"})
 
 # -- the client's side --------------------------------------------------------------------------
@@ -229,8 +292,21 @@ def request_line(request: Request) -> bytes:
 
 def legacy_request(request: Request) -> bytes:
     """The same request in the words of 2.x: every key, no newline (2.3.2, client.py)."""
-    data = request.model_dump(include=_LEGACY_REQUEST_KEYS)
+    known = request.model_dump()
+    data = {key: known[key] for key in _LEGACY_REQUEST_KEYS if key in known}
     return json.dumps(data, separators=(",", ":")).encode()
+
+
+def is_known_to_2x(request: Request) -> bool:
+    """Whether a 2.x server can be asked for that."""
+    if isinstance(request, AttachRequest):
+        return request.wait is None and request.duration is None and not request.force
+    return isinstance(request, ListRequest | DeviceRequest)
+
+
+def time_for(request: Request) -> float:
+    """Seconds that a server may need besides the usual time-out: it may have to end a session."""
+    return RESET_TIME if isinstance(request, AttachRequest) else 0
 
 
 def is_legacy_rejection(error: errors.UsbRemoteError) -> bool:
@@ -258,6 +334,16 @@ def parse_event(line: bytes) -> WatchEvent:
     if "event" not in message:
         raise _told(message)
     return _validated(WatchEvent, message)
+
+
+def is_event(line: bytes) -> bool:
+    """Whether a line before a reply is none: it tells how the request is doing."""
+    return line.startswith(b'{"event"')
+
+
+def parse_history(data: Any) -> tuple[Event, ...]:
+    """The events of a history reply; raises InvalidReply."""
+    return _validated(_History, {"events": data}).events
 
 
 def parse_devices(data: Any) -> tuple[Device, ...]:

@@ -11,13 +11,17 @@ import asyncio
 import logging
 import os
 from collections.abc import Coroutine, Iterable
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from usb_remote import errors, protocol
+from usb_remote import errors, events, protocol
+from usb_remote.answers import Answers
 from usb_remote.control import ControlConnection, Limits
-from usb_remote.leases import DeviceSource, Leases
-from usb_remote.matching import Query, select
-from usb_remote.model import Device, Holder, Match, Server, Snapshot
+from usb_remote.history import History
+from usb_remote.leases import Leases
+from usb_remote.model import Device, Snapshot
+from usb_remote.rules import Networks
+from usb_remote.sharing import SharedDevices
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +44,21 @@ class ControlServer:
         source: lists the devices.
         wakeup: says when they may have changed.
         leases: says who holds them, and gives them to those who ask.
+        history: what happened to them.
         info: who we are.
         limits: what clients may cost.
+
+    Attributes:
+        allowed: networks whose connections are not closed at once.
 
     """
 
     def __init__(
         self,
-        source: DeviceSource,
+        source: SharedDevices,
         wakeup: Wakeup,
         leases: Leases,
+        history: History,
         info: protocol.Info,
         limits: Limits = Limits(),
     ) -> None:
@@ -60,13 +69,16 @@ class ControlServer:
         self._source = source
         self._wakeup = wakeup
         self._leases = leases
+        self._history = history
+        self._answers = Answers(leases, source, history, lambda: self.snapshot, self.refresh)
+        self.allowed = Networks()
         self._listed: tuple[Device, ...] = ()
         self._lines: dict[str, bytes] = {}
         self._twins: set[str] = set()
         self._connections: dict[ControlConnection, None] = {}
         self._watchers: set[ControlConnection] = set()
         self._servers: list[asyncio.Server] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], ControlConnection] = {}
         self._ping: asyncio.TimerHandle | None = None
         self._quiet_until = 0.0
         self._later: asyncio.TimerHandle | None = None
@@ -82,7 +94,7 @@ class ControlServer:
         """
         loop = asyncio.get_running_loop()
         loop.add_reader(self._wakeup.fileno(), self._woken)
-        self.refresh()
+        self.refresh_by_new_rules()
         self.port = port
         for address in addresses:
             await self._listen(loop, address)
@@ -115,7 +127,10 @@ class ControlServer:
             server.close()
         for connection in list(self._connections):
             connection.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)  # bounded, see leases.Times
+        for task, connection in self._tasks.items():
+            if connection.waits:
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # bounded, see lease.Times
         for server in self._servers:
             await server.wait_closed()
 
@@ -140,8 +155,17 @@ class ControlServer:
         self.show_holders()
 
     def refresh(self) -> None:
-        """List again; if anything differs, tell every watcher."""
+        """List again; if anything differs, record it and tell every watcher."""
+        before, self._listed = self._listed, self._source.list_devices()
+        for event in events.plugs(before, self._listed, datetime.now(UTC)):
+            self._history.record(event)
+        self._leases.forget_unplugged(self._listed)
+        self.show_holders()
+
+    def refresh_by_new_rules(self) -> None:
+        """List again, when what comes and goes is shown or hidden, but not plugged."""
         self._listed = self._source.list_devices()
+        self._leases.forget_unplugged(self._listed)
         self.show_holders()
 
     def show_holders(self) -> None:
@@ -176,8 +200,9 @@ class ControlServer:
         return protocol.success(devices, request, self.info, self.snapshot.revision)
 
     def _ping_watchers(self) -> None:
-        for watcher in self._watchers:
-            watcher.push(protocol.PING)
+        """Watchers, and those who wait: so both ends notice a dead one."""
+        for connection in (*self._watchers, *(c for c in self._tasks.values() if c.waits)):
+            connection.push(protocol.PING)
         loop = asyncio.get_running_loop()
         self._ping = loop.call_later(protocol.PING_INTERVAL, self._ping_watchers)
 
@@ -188,9 +213,10 @@ class ControlServer:
         legacy = protocol.is_legacy_line(line)
         try:
             request = protocol.parse_request(line)
-            if isinstance(request, protocol.DeviceRequest):
-                connection.pause()
-                self._spawn(self._answer_device(request, connection))
+            if isinstance(request, protocol.WhichDevice):
+                waits = isinstance(request, protocol.AttachRequest) and request.wait is not None
+                connection.pause(waits=waits)
+                self._spawn(self._answer_device(request, connection), connection)
             else:
                 connection.send(self._answer_now(request, connection))
         except errors.UsbRemoteError as error:
@@ -198,12 +224,17 @@ class ControlServer:
 
     def _answer_now(
         self,
-        request: protocol.ListRequest | protocol.InfoRequest | protocol.WatchRequest,
+        request: protocol.ListRequest
+        | protocol.HistoryRequest
+        | protocol.InfoRequest
+        | protocol.WatchRequest,
         connection: ControlConnection,
     ) -> bytes:
         match request:
             case protocol.ListRequest():
                 return self._line("legacy" if request.legacy else "list")
+            case protocol.HistoryRequest():
+                return protocol.success(self._answers.history(), request, self.info)
             case protocol.InfoRequest():
                 return protocol.success(self.info.model_dump(), request)
             case protocol.WatchRequest():
@@ -212,16 +243,19 @@ class ControlServer:
                 return self._line("event")
 
     async def _answer_device(
-        self, request: protocol.DeviceRequest, connection: ControlConnection
+        self, request: protocol.WhichDevice, connection: ControlConnection
     ) -> None:
         try:
-            connection.send(await self._device_reply(request, connection.address))
+            connection.send(await self._device_reply(request, connection))
         finally:
             connection.resume()
 
-    async def _device_reply(self, request: protocol.DeviceRequest, address: str) -> bytes:
+    async def _device_reply(
+        self, request: protocol.WhichDevice, connection: ControlConnection
+    ) -> bytes:
+        address = connection.address
         try:
-            device = await self._act(request, self._find(request.query), address)
+            data = await self._answers.device(request, address, connection.push)
         except errors.UsbRemoteError as error:
             log.info("%s for %s: %s", request.command, address, error)
             return protocol.failure(error, legacy=request.legacy)
@@ -229,45 +263,15 @@ class ControlServer:
             log.exception("%s for %s", request.command, address)
             fault = errors.SystemFault(f"{request.command} failed on the server: {error}")
             return protocol.failure(fault, legacy=request.legacy)
-        data = protocol.device_json(device, legacy=request.legacy)
         return protocol.success(data, request, self.info)
 
-    async def _act(self, request: protocol.DeviceRequest, device: Device, address: str) -> Device:
-        asking = Holder(
-            user=request.user,
-            host=request.host or address,
-            client=request.client,
-            address=address,
-        )
-        if request.command == "attach":
-            await self._leases.reserve(device, asking)
-        elif request.command == "detach":
-            await self._leases.release(device, asking)
-        return next((d for d in self.snapshot.devices if d.bus_id == device.bus_id), device)
-
-    def _find(self, query: Query) -> Device:
-        """The one device that is meant; the words are those of 2.x (usbdevice.py, get_device)."""
-        here = Server(name=self.info.name)
-        found = [m.device for m in select((Match(here, d) for d in self.snapshot.devices), query)]
-        if not found:
-            raise errors.NotFound("No matching USB device found.")
-        if len(found) > 1 and not query.first:
-            listed = "\n".join(
-                f"  - {d.description} (id={d.hardware_id}, bus={d.bus_id})" for d in found
-            )
-            raise errors.Ambiguous(
-                "Multiple matching USB devices found. Please refine your criteria.\n"
-                f"Matching devices:\n{listed}"
-            )
-        return found[0]
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], connection: ControlConnection) -> None:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = connection
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("a request failed unexpectedly", exc_info=error)
 
@@ -287,5 +291,15 @@ class ControlServer:
         (idle or connections)[0].close()
 
     def forget(self, connection: ControlConnection) -> None:
+        """It is closed: who waited on it has lost the place."""
         self._connections.pop(connection, None)
         self._watchers.discard(connection)
+        for task, owner in self._tasks.items():
+            if owner is connection and connection.waits:
+                task.cancel()
+
+    def close_forbidden(self) -> None:
+        """Close the connections of those who may not talk to this server any more."""
+        for connection in list(self._connections):
+            if connection.address not in self.allowed:
+                connection.close()

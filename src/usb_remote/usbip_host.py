@@ -135,11 +135,18 @@ class Host:
             return None
 
     async def wait_free(self, bus_id: BusId, timeout: float) -> None:
-        """Wait until the kernel has reset the device; it tells nobody when (FACTS)."""
+        """Wait until the kernel has reset the device, or has it out; it tells nobody when (FACTS).
+
+        A device that is bound, but has no status, is being unplugged.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self.status(bus_id) == USED:  # noqa: ASYNC110 - no event exists
+                while self._is_in_between(bus_id):  # noqa: ASYNC110 - no event exists
                     await asyncio.sleep(0.02)
+
+    def _is_in_between(self, bus_id: BusId) -> bool:
+        status = self.status(bus_id)
+        return status == USED or (status is None and self.is_bound(bus_id))
 
 
 def _bind_failure(bus_id: BusId, error: OSError) -> errors.SystemFault:

@@ -27,6 +27,7 @@ def able() -> None:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs on the hosts sees no configuration of the user who runs the tests."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     for variable in ("XDG_CONFIG_HOME", "USB_REMOTE_CONFIG", "USB_REMOTE_CONFIG_PATH"):
         monkeypatch.delenv(variable, raising=False)
 

@@ -26,9 +26,12 @@ def start_servers(*hosts: Host, named: bool = True) -> list[Process]:
     return servers
 
 
-def start_server(host: Host, *options: str, stdin: bool = False) -> Process:
+def start_server(
+    host: Host, *options: str, stdin: bool = False, config: Path | None = None
+) -> Process:
     """A server that need not be ready yet."""
-    return host.start([*USB_REMOTE, "server", "--virtual", *options], stdin=stdin)
+    before = ["--config", str(config)] if config else []
+    return host.start([*USB_REMOTE, *before, "server", "--virtual", *options], stdin=stdin)
 
 
 def name(host: Host) -> str:

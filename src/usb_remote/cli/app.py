@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from usb_remote import __version__
-from usb_remote.config import Config, find_path, load
+from usb_remote.config import Config, load_in_force
 from usb_remote.matching import Query
 
 app = typer.Typer(
@@ -35,7 +36,7 @@ class _Options:
 
     @property
     def loaded(self) -> Config:
-        return load(find_path(self.config))
+        return load_in_force(self.config)
 
 
 _options = _Options()
@@ -44,7 +45,7 @@ Handle = Annotated[
     str | None,
     typer.Argument(
         metavar="DEVICE",
-        help="SERVER/BUS-ID, or a device's name, id, bus id or serial number.",
+        help="A device's name, id, bus id or serial number, or SERVER/ and one of these.",
         show_default=False,
     ),
 ]
@@ -115,7 +116,14 @@ def find(
     finding.find(_options.loaded, query, as_json=json)
 
 
-@app.command()
+class _AttachCommand(typer.core.TyperCommand):
+    """``--wait`` may stand alone: then it waits for as long as it takes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, ["--wait=0" if a == "--wait" else a for a in args])
+
+
+@app.command(cls=_AttachCommand)
 def attach(
     device: Handle = None,
     id: Id = None,
@@ -124,13 +132,24 @@ def attach(
     bus: Bus = None,
     host: Host = None,
     first: First = False,
+    wait: Annotated[
+        str | None,
+        typer.Option(
+            "--wait", metavar="[=TIME]", help="If it is in use, wait for it (for at most TIME)."
+        ),
+    ] = None,
+    duration: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TIME", help="Give it back by itself after 90s, 30m, 2h …"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Take it from whoever has it.")] = False,
     json: Json = False,
 ) -> None:
     """Make a device of a server appear on this machine."""
     from usb_remote.cli import attaching
 
     query = _query(device, id, serial, desc, bus, host, first)
-    attaching.attach(_options.loaded, query, as_json=json)
+    attaching.attach(_options.loaded, query, wait, duration, force=force, as_json=json)
 
 
 @app.command()
@@ -151,6 +170,59 @@ def detach(
     attaching.detach(_options.loaded, query, as_json=json)
 
 
+@app.command()
+def release(
+    device: Handle = None,
+    id: Id = None,
+    serial: Serial = None,
+    desc: Desc = None,
+    bus: Bus = None,
+    host: Host = None,
+    first: First = False,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="What to tell whoever has it.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Ask whoever has a device to let it go."""
+    from usb_remote.cli import arranging
+
+    query = _query(device, id, serial, desc, bus, host, first)
+    arranging.release(_options.loaded, query, message, as_json=json)
+
+
+@app.command()
+def name(
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="As in attach.")],
+    new_name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Letters, digits, . _ -", show_default=False),
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take its name away.")] = False,
+    host: Host = None,
+    json: Json = False,
+) -> None:
+    """Name a device, for everybody who sees its server."""
+    from usb_remote.cli import arranging
+
+    query = _query(device, None, None, None, None, host, False)
+    arranging.name(_options.loaded, query, new_name, remove=remove, as_json=json)
+
+
+@app.command()
+def history(
+    device: Annotated[
+        str | None, typer.Argument(metavar="DEVICE", help="As in attach; it may be unplugged.")
+    ] = None,
+    host: Host = None,
+    json: Json = False,
+) -> None:
+    """Show who had which device, and why it ended, newest last."""
+    from usb_remote.cli import arranging
+
+    arranging.history(_options.loaded, device, host, as_json=json)
+
+
 def _query(
     device: str | None,
     id: str | None,
@@ -165,7 +237,8 @@ def _query(
     query = Query(handle=device, id=id, serial=serial, desc=desc, bus=bus, host=host, first=first)
     if query == Query(first=first):
         raise UsageError(
-            "which device?", hint="name it as SERVER/BUS-ID or with --serial; see usb-remote list"
+            "which device?",
+            hint="name it as SERVER/NAME, SERVER/BUS-ID or with --serial; see usb-remote list",
         )
     return query
 
@@ -223,7 +296,7 @@ def server(
         "advertise": advertise,
     }
     given = {key: value for key, value in chosen.items() if value is not None}
-    serving.serve(overridden(_options.loaded.server, given), virtual=virtual)
+    serving.serve(lambda: overridden(_options.loaded.server, given), virtual=virtual)
 
 
 @app.command()

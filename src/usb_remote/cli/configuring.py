@@ -10,7 +10,7 @@ from usb_remote.cli import output
 
 def show(option: Path | None, *, as_json: bool) -> None:
     path = config.find_path(option)
-    values = config.load(path).model_dump(mode="json")
+    values = config.load(path).model_dump(mode="json", by_alias=True, exclude_none=True)
     if as_json:
         output.print_json(path=str(path) if path else None, config=values)
         return

@@ -47,10 +47,7 @@ async def _search(config: Config, host: str | None, wait: float, *, live: bool) 
 
 
 def _failures_json(search: Search) -> list[dict[str, object]]:
-    return [
-        {"server": output.server_json(failure.server), "error": output.error_json(failure.error)}
-        for failure in search.failures
-    ]
+    return [output.failure_json(failure) for failure in search.failures]
 
 
 def _end(search: Search, host: str | None) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from usb_remote.errors import UsbRemoteError
-from usb_remote.model import Attachment, Device, Listing, Server, State
+from usb_remote.model import Attachment, Device, Holder, Listing, Match, Server, State
+
+if TYPE_CHECKING:
+    from usb_remote.finder import Failure
 
 SCHEMA = 1
 """Version of what ``--json`` prints (docs/reference/json.md)."""
@@ -70,6 +73,10 @@ def error_json(error: UsbRemoteError) -> dict[str, Any]:
     return {"code": error.code, "message": error.message, "hint": error.hint}
 
 
+def failure_json(failure: Failure) -> dict[str, object]:
+    return {"server": server_json(failure.server), "error": error_json(failure.error)}
+
+
 def print_listing(listing: Listing) -> None:
     """A server and its devices, one a line, in columns."""
     print(describe_server(listing.server))
@@ -85,6 +92,13 @@ def describe_server(server: Server) -> str:
     return f"{server.name} ({where}, {version})"
 
 
+def describe_device(match: Match) -> str:
+    """``bench3/1-1.4 scope, FTDI FT232R``: where it is, what it is called, what it is."""
+    server, device = match
+    name = f"{device.name}, " if device.name else ""
+    return f"{server.name}/{device.bus_id} {name}{device.description}"
+
+
 def device_lines(devices: Iterable[Device]) -> list[str]:
     rows = [(d.bus_id, d.label, describe_state(d), d.description) for d in devices]
     return [f"  {row}" for row in columns(rows)]
@@ -94,10 +108,25 @@ def describe_state(device: Device) -> str:
     """available, in use by ann@pc since 10:02, or protected with its reason."""
     if device.state is State.IN_USE and device.holder:
         since = f" since {_local(device.holder.since)}" if device.holder.since else ""
-        return f"in use by {device.holder}{since}"
+        return ", ".join([f"in use by {device.holder}{since}", *_facts(device, device.holder)])
     if device.state is State.PROTECTED:
         return f"protected: {device.reason}"
     return device.state.value
+
+
+def _facts(device: Device, holder: Holder) -> Iterator[str]:
+    if holder.until:
+        yield f"until {_local(holder.until)}" + (" (soon)" if holder.ends_soon else "")
+    if device.waiting:
+        yield f"{device.waiting} waiting"
+    if holder.asked:
+        message = f": {holder.asked.message}" if holder.asked.message else ""
+        yield f"wanted by {holder.asked.by}{message}"
+
+
+def local_time(moment: datetime) -> str:
+    """Date and time of this place, to the second."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _local(moment: datetime) -> str:

@@ -47,18 +47,26 @@ class Devices:
         self._protected_by = protected_by
         self._describe = describe or _describe
         self._known: dict[str, _Known] = {}
+        self._made_of: tuple[dict[Path, Device], dict[Path, str]] = ({}, {})
+        self._listed: tuple[Device, ...] = ()
 
     def list_devices(self) -> tuple[Device, ...]:
-        """Every device with its state as far as the machine itself is concerned."""
+        """Every device with its state as far as the machine itself is concerned.
+
+        As long as nothing changes, it is the very same tuple: others keep what they made of it.
+        """
         self._known = {path: self._look(path) for path in self._paths()}
         found = {Path(p): k.device for p, k in self._known.items() if k.device is not None}
         reasons = self._protected_by(found)
-        return with_ids(
-            device.model_copy(update={"state": State.PROTECTED, "reason": reasons[path]})
-            if path in reasons
-            else device
-            for path, device in found.items()
-        )
+        if (found, reasons) != self._made_of:
+            self._made_of = (found, reasons)
+            self._listed = with_ids(
+                device.model_copy(update={"state": State.PROTECTED, "reason": reasons[path]})
+                if path in reasons
+                else device
+                for path, device in found.items()
+            )
+        return self._listed
 
     def record(self, bus_id: BusId) -> Record | None:
         """What the USB/IP handshake says of a device; None if it is not there (any more)."""

@@ -1,0 +1,149 @@
+"""`on_event`: a command of the user's, run for each event.
+
+Rule of this file: whatever the command does, it costs no more than a few processes, some seconds
+each, and some lines of log; nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from usb_remote.events import Event
+from usb_remote.model import clean
+
+log = logging.getLogger(__name__)
+
+TIME_LIMIT = 10.0
+"""Seconds; then it is killed, with all that it has started."""
+AT_A_TIME = 4
+MAX_WAITING = 256
+"""Events that wait for their command; more are dropped, with a warning."""
+MAX_OUTPUT = 16 * 1024
+"""Bytes of its output that go to the log; the rest is read away."""
+
+
+class Hook:
+    """Runs a command with the event as JSON on stdin, and its main facts in the environment.
+
+    Args:
+        command: program and arguments, run without a shell; empty does nothing.
+        server: the name of the server, for the environment.
+        time_limit: in seconds.
+
+    """
+
+    def __init__(self, command: list[str], server: str = "", time_limit: float = TIME_LIMIT):
+        self.command = command
+        self._server = server
+        self._time_limit = time_limit
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(AT_A_TIME)
+
+    def __call__(self, event: Event, server: str | None = None) -> None:
+        """Start the command for an event, soon."""
+        if not self.command:
+            return
+        if len(self._tasks) >= MAX_WAITING:
+            log.warning("on_event is too slow: dropped %s", event)
+            return
+        self._spawn(self._run(self.command, event, server or self._server))
+
+    async def stop(self) -> None:
+        """Give what runs its time; what waits for that gets none."""
+        for task in self._tasks - self._running:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, command: list[str], event: Event, server: str) -> None:
+        async with self._slots:
+            task = asyncio.current_task()
+            assert task is not None
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    env={**os.environ, **environment(event, server)},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                log.warning("on_event: %s: %s", command[0], error.strerror)
+                return
+            await self._attend(process, event)
+
+    async def _attend(self, process: asyncio.subprocess.Process, event: Event) -> None:
+        try:
+            async with asyncio.timeout(self._time_limit):
+                _, output = await asyncio.gather(_tell(process, event), _listen(process))
+                await process.wait()
+            _log(output)
+            if process.returncode:
+                log.warning("on_event for %s ended with %d", event.kind, process.returncode)
+        except TimeoutError:
+            log.warning("on_event for %s took over %g s: killed", event.kind, self._time_limit)
+        finally:
+            _kill(process.pid)
+            await process.wait()
+
+
+def environment(event: Event, server: str) -> dict[str, str]:
+    """The main facts of an event; what there is not is an empty text."""
+    holder = event.holder
+    facts: Mapping[str, object] = {
+        "EVENT": event.kind.value,
+        "SERVER": server,
+        "DEVICE": event.device,
+        "BUS_ID": event.bus_id,
+        "NAME": event.name,
+        "SERIAL": event.serial,
+        "USER": holder.user if holder else None,
+        "HOST": holder.host if holder else None,
+        "CAUSE": event.cause.value if event.cause else None,
+        "BY": event.by,
+    }
+    return {f"USB_REMOTE_{key}": str(value or "") for key, value in facts.items()}
+
+
+async def _tell(process: asyncio.subprocess.Process, event: Event) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(event.model_dump_json().encode() + b"\n")
+        await process.stdin.drain()
+        process.stdin.close()
+    except (BrokenPipeError, ConnectionResetError):
+        return  # it need not read it
+
+
+async def _listen(process: asyncio.subprocess.Process) -> bytes:
+    """The first bytes of its output; all the rest is read, and forgotten."""
+    assert process.stdout is not None
+    kept = b""
+    while part := await process.stdout.read(65536):
+        kept += part[: MAX_OUTPUT - len(kept)]
+    return kept
+
+
+def _log(output: bytes) -> None:
+    for line in output.decode(errors="replace").splitlines()[:100]:
+        log.info("on_event: %s", clean(line, 500))
+
+
+def _kill(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # nothing is left of it

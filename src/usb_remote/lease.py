@@ -1,0 +1,104 @@
+"""One device of a server that is not simply free: who has it, who waits, whether it is bound.
+
+Rule of this file: what is known of one lease, and nothing that decides between several.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass, field
+from math import inf
+from typing import Protocol
+
+from usb_remote import errors
+from usb_remote.events import Event
+from usb_remote.model import BusId, Device, Ended, Holder, State
+from usb_remote.waiting import Queue, Wish
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long things may take, in seconds.
+
+    Attributes:
+        reservation: between our `attach` reply and the client's `usbip attach`.
+        grace: that a device stays bound after its session, for the same client to come back.
+        reset: that the kernel may take to reset a device after a session.
+        notice: before the end of a session that was asked for so long; for short ones a tenth.
+
+    """
+
+    reservation: float = 15.0
+    grace: float = 2.0
+    reset: float = 5.0
+    notice: float = 60.0
+
+
+class ExportHost(Protocol):
+    """What exports devices: usbip_host.Host or virtual.VirtualDevices."""
+
+    def check(self) -> None: ...
+    async def load(self) -> None: ...
+    def list_bound(self) -> list[BusId]: ...
+    async def bind(self, bus_id: BusId) -> None: ...
+    async def unbind(self, bus_id: BusId) -> None: ...
+    async def export(self, bus_id: BusId, fd: int) -> None: ...
+    async def release(self, bus_id: BusId) -> None: ...
+    async def wait_free(self, bus_id: BusId, timeout: float) -> None: ...
+
+
+class Journal(Protocol):
+    """Where events go, and what is known of the past: history.History."""
+
+    def record(self, event: Event) -> None: ...
+    def last_session(self, device: str) -> Ended | None: ...
+
+
+@dataclass
+class Lease:
+    """What is known of one device that is not simply free."""
+
+    wish: Wish | None = None
+    session: socket.socket | None = None
+    device: Device | None = None
+    bound: bool = False
+    fault: errors.UsbRemoteError | None = None
+    expires: float = inf
+    queue: Queue = field(default_factory=Queue)
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    holder: Holder | None = None
+
+    def is_open_to(self, holder: Holder) -> bool:
+        """The holder may come back (its machine may have crashed); nobody else gets in."""
+        return self.holder is None or self.holder.is_same_client(holder)
+
+    async def bind(self, host: ExportHost, bus_id: BusId) -> None:
+        """Give the device to what exports it; remembers why that failed."""
+        self.bound = True
+        try:
+            await host.bind(bus_id)
+        except errors.UsbRemoteError as error:
+            self.bound, self.fault = False, error
+            raise
+
+    def stop_timers(self) -> None:
+        while self.timers:
+            self.timers.pop().cancel()
+
+
+def refuse_protected(device: Device) -> None:
+    if device.state is State.PROTECTED:
+        raise errors.Refused(f"{device.label} is protected: {device.reason}")
+
+
+def busy(device: Device, lease: Lease) -> errors.Busy:
+    holder = lease.holder
+    since = f" since {holder.since:%Y-%m-%d %H:%M:%S} UTC" if holder and holder.since else ""
+    return errors.Busy(
+        f"{device.label} ({device.description}) is in use by {holder}{since}",
+        hint=f"wait for it with: usb-remote attach {device.label} --wait   "
+        f"or ask for it with: usb-remote release {device.label}",
+        holder=holder.model_dump(mode="json") if holder else None,
+    )

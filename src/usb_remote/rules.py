@@ -1,0 +1,267 @@
+"""Who may have what: sharing rules, names by description of a device, networks.
+
+Rule of this file: values of the configuration and pure functions; first match wins. A rule that
+could never match is a mistake, and said to be one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from usb_remote.model import BusId, Device, DeviceName, HardwareId, clean
+
+MAX_RULES, MAX_NAMES, MAX_NETWORKS = 1000, 10_000, 1000
+
+_WILD = re.compile(r"[*?\[]")
+_ALPHABETS = {
+    "id": (
+        r"[0-9a-f*?\[\]!-]{1,4}:?[0-9a-f*?\[\]!-]*",
+        "a hardware id such as 0403:6001 or 0403:*",
+    ),
+    "bus": (r"[0-9.*?\[\]!-]+", "a bus id such as 1-1.4 or 1-1.*"),
+    "cls": (r"[0-9a-f*?]{1,2}(/[0-9a-f*?]{1,2}){0,2}", "a class such as 08 or 03/01/01"),
+}
+
+
+class _Values(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Criteria(_Values):
+    """Which devices; all given globs must match, without regard to case.
+
+    Attributes:
+        id: hardware id, ``0403:*``.
+        serial: serial number.
+        bus: bus id, ``1-1.*``.
+        cls: ``class`` in the file: class, class/subclass or class/subclass/protocol of any
+            interface, hexadecimal (https://www.usb.org/defined-class-codes).
+        manufacturer, product: the device's own words.
+
+    """
+
+    id: str | None = None
+    serial: str | None = None
+    bus: str | None = None
+    cls: str | None = Field(default=None, alias="class")
+    manufacturer: str | None = None
+    product: str | None = None
+
+    @model_validator(mode="after")
+    def _can_match(self) -> Criteria:
+        for key, (form, what) in _ALPHABETS.items():
+            pattern = getattr(self, key)
+            if pattern is not None and not _can_be(key, pattern.lower(), form):
+                shown = "class" if key == "cls" else key
+                raise ValueError(f"{shown} {clean(pattern)!r} can never match: it is not {what}")
+        return self
+
+    @property
+    def globs(self) -> dict[str, str]:
+        return {key: str(glob).lower() for key, glob in self if glob is not None}
+
+    def matches(self, device: Device) -> bool:
+        values = {
+            "id": (device.hardware_id,),
+            "serial": (device.serial or "",),
+            "bus": (device.bus_id,),
+            "manufacturer": (device.manufacturer or "",),
+            "product": (device.product or "",),
+        }
+        for key, glob in self.globs.items():
+            found = _class_prefixes(device) if key == "cls" else values[key]
+            if not any(fnmatchcase(value.lower(), glob) for value in found):
+                return False
+        return True
+
+    def covers(self, other: Criteria) -> bool:
+        """Whether everything that the other one matches is matched by this one, for certain."""
+        theirs = other.globs
+        return all(key in theirs and _covers(glob, theirs[key]) for key, glob in self.globs.items())
+
+
+def _can_be(key: str, pattern: str, form: str) -> bool:
+    if not _WILD.search(pattern):
+        plain = {"id": HardwareId.is_valid, "bus": BusId.is_valid}
+        return plain[key](pattern) if key in plain else bool(re.fullmatch(form, pattern))
+    return bool(re.fullmatch(form, pattern)) and (key != "id" or ":" in pattern or "*" in pattern)
+
+
+def _covers(glob: str, other: str) -> bool:
+    """A glob of literals and ``*`` covers what it matches as text, wild cards included."""
+    if glob == other:
+        return True
+    return not re.search(r"[?\[]", glob) and fnmatchcase(other, glob)
+
+
+def _class_prefixes(device: Device) -> set[str]:
+    """``08/06/50`` fits as 08, as 08/06 and whole."""
+    found = set()
+    for triple in device.classes:
+        parts = triple.split("/")
+        found |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
+    return found
+
+
+class Verb(StrEnum):
+    """What a rule does with the devices it matches."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    ALLOW_PROTECTED = "allow_protected"
+
+
+def _all(value: object) -> object:
+    return {} if value == "all" else value
+
+
+_Which = Annotated[Criteria | None, BeforeValidator(_all)]
+
+
+class Rule(_Values):
+    """``allow``, ``deny`` or ``allow_protected`` with criteria, or with the word ``all``.
+
+    Attributes:
+        allow: share them.
+        deny: hide them.
+        allow_protected: share them even if this machine uses them itself.
+
+    """
+
+    allow: _Which = None
+    deny: _Which = None
+    allow_protected: _Which = None
+
+    @model_validator(mode="after")
+    def _one_verb(self) -> Rule:
+        if len([verb for verb in Verb if getattr(self, verb) is not None]) != 1:
+            raise ValueError("a rule has one of allow, deny and allow_protected, with criteria")
+        if self.allow_protected is not None and not self.allow_protected.globs:
+            raise ValueError("allow_protected has to say which devices")
+        return self
+
+    @property
+    def verb(self) -> Verb:
+        return next(verb for verb in Verb if getattr(self, verb) is not None)
+
+    @property
+    def criteria(self) -> Criteria:
+        found = getattr(self, self.verb)
+        assert isinstance(found, Criteria)
+        return found
+
+
+def decide(rules: Iterable[Rule], device: Device) -> Verb:
+    """What the first matching rule says; without one a device is shared."""
+    return next((rule.verb for rule in rules if rule.criteria.matches(device)), Verb.ALLOW)
+
+
+def find_dead_rule(rules: Sequence[Rule]) -> tuple[int, str] | None:
+    """The first rule that an earlier one leaves nothing to, and the reason; None if all live."""
+    for index, rule in enumerate(rules):
+        for earlier, before in enumerate(rules[:index]):
+            if before.criteria.covers(rule.criteria):
+                return (
+                    index,
+                    f"this rule can never match: share.{earlier} takes all that it means",
+                )
+    return None
+
+
+class Place(_Values):
+    """Which device a name means: all that is given must be so, exactly.
+
+    Attributes:
+        serial: its serial number.
+        id: its hardware id.
+        port: its bus id: whatever is plugged in there.
+
+    """
+
+    serial: str | None = Field(default=None, min_length=1, max_length=128)
+    id: HardwareId | None = None
+    port: BusId | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Place:
+        if not (self.serial or self.id or self.port):
+            raise ValueError("a name needs serial, id or port")
+        return self
+
+    def fits(self, device: Device) -> bool:
+        return (
+            self.serial in (None, device.serial)
+            and self.id in (None, device.hardware_id)
+            and self.port in (None, device.bus_id)
+        )
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The part by which it is looked up, the most telling first."""
+        for part in ("serial", "id", "port"):
+            if value := getattr(self, part):
+                return part, str(value)
+        raise AssertionError("checked when it was made")
+
+
+def keys_of(device: Device) -> Iterable[tuple[str, str]]:
+    """What :attr:`Place.key` may be for a place that fits this device, the most telling first."""
+    if device.serial:
+        yield "serial", device.serial
+    yield "id", device.hardware_id
+    yield "port", device.bus_id
+
+
+def find_twice(names: Iterable[str]) -> str | None:
+    """A name that is there twice, without regard to case; None if there is none."""
+    seen: set[str] = set()
+    for name in names:
+        if name.lower() in seen:
+            return name
+        seen.add(name.lower())
+    return None
+
+
+def find_same_place(names: Names) -> str | None:
+    """A name for a place that another one names already; None if there is none."""
+    seen: set[Place] = set()
+    for name, place in names.items():
+        if place in seen:
+            return name
+        seen.add(place)
+    return None
+
+
+def parse_network(text: object) -> str:
+    """Check ``192.168.1.0/24``, ``fd00::/8`` or one address; raises ValueError."""
+    try:
+        return str(ipaddress.ip_network(str(text)))
+    except ValueError as error:
+        raise ValueError(
+            f"{clean(text)!r} is not a network such as 192.168.1.0/24 ({error})"
+        ) from None
+
+
+Network = Annotated[str, BeforeValidator(parse_network)]
+Names = dict[DeviceName, Place]
+
+
+class Networks:
+    """Networks that may talk to a server; none given means everybody may."""
+
+    def __init__(self, networks: Iterable[str] = ()) -> None:
+        self._networks = [ipaddress.ip_network(text) for text in networks]
+
+    def __contains__(self, address: Any) -> bool:
+        if not self._networks:
+            return True
+        plain = ipaddress.ip_address(str(address).partition("%")[0])
+        mapped = getattr(plain, "ipv4_mapped", None) or plain
+        return any(mapped in network for network in self._networks)

@@ -1,0 +1,93 @@
+"""A fair queue for one device: who came first gets it first, who goes away loses the place.
+
+Rule of this file: an entry is there exactly as long as somebody awaits it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from usb_remote import errors
+from usb_remote.model import Holder
+
+MAX_WAITING = 64
+"""Clients that may wait for one device."""
+
+Tell = Callable[[int, Holder | None], None]
+"""Called with the place in the queue (1 is next) and who has the device."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a client asks of a device.
+
+    Attributes:
+        holder: who it is.
+        duration: seconds after which the session shall end by itself, None for never.
+        force: take it from whoever has it.
+
+    """
+
+    holder: Holder
+    duration: float | None = None
+    force: bool = False
+
+
+@dataclass(eq=False)
+class Waiter:
+    """One place in a queue. ``turn`` is done when the device is reserved for it."""
+
+    wish: Wish
+    device_id: str
+    tell: Tell
+    turn: asyncio.Future[None] = field(default_factory=asyncio.Future)
+
+
+class Queue:
+    """Who waits for one device."""
+
+    def __init__(self) -> None:
+        self._waiters: deque[Waiter] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    @property
+    def waiters(self) -> list[Waiter]:
+        return list(self._waiters)
+
+    def enter(self, waiter: Waiter) -> None:
+        """Take the last place.
+
+        Raises:
+            Busy: there is none left.
+
+        """
+        if len(self) >= MAX_WAITING:
+            raise errors.Busy(f"{MAX_WAITING} clients wait for this device already")
+        self._waiters.append(waiter)
+
+    def leave(self, waiter: Waiter) -> bool:
+        """Give a place up; False if its turn had come, or it was sent away, before."""
+        if waiter not in self._waiters:
+            return False
+        self._waiters.remove(waiter)
+        return True
+
+    def next(self) -> Waiter | None:
+        """Take out whoever is first."""
+        return self._waiters.popleft() if self._waiters else None
+
+    def dismiss(self, error: errors.UsbRemoteError) -> None:
+        """Send everybody away with this reason."""
+        while waiter := self.next():
+            if not waiter.turn.done():
+                waiter.turn.set_exception(error)
+
+    def tell(self, holder: Holder | None) -> None:
+        """Tell everybody the place, and who has the device now."""
+        for place, waiter in enumerate(self._waiters, 1):
+            waiter.tell(place, holder)
