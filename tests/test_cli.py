@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from usbip import protocol as reference
 
 COMMAND = [sys.executable, "-m", "usb_remote"]
 
@@ -29,24 +32,39 @@ def usb_remote(*arguments: str, config: Path | None = None) -> subprocess.Comple
 class VirtualServer:
     """`usb-remote server --virtual` on loopback, and a configuration that knows only it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, section: str = "{}") -> None:
         options = ["--listen", "127.0.0.1", "--port", "0", "--usbip-port", "0", "--no-advertise"]
+        self.own_config = folder / "of-the-server"
+        self.configure(section)
         self.process = subprocess.Popen(
-            [*COMMAND, "server", "--virtual", "--name", "bench", *options],
+            [*COMMAND, "--config", str(self.own_config),
+             "server", "--virtual", "--name", "bench", *options],
             stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.said = ""
-        self.port = self._read_port()
+        ports = self.hear(r"on ports (\d+) \(control\) and (\d+) \(USB/IP\)")
+        self.port, self.usbip_port = int(ports[1]), int(ports[2])
+        self.name = f"127.0.0.1:{self.port}"
         self.config = folder / "config"
         self.config.write_text(f"discovery: false\nservers: ['127.0.0.1:{self.port}']\n")
 
-    def _read_port(self) -> int:
+    def configure(self, section: str) -> None:
+        """Write what its own file says of the server; in force at its start, and after SIGHUP."""
+        self.own_config.write_text(f"server: {section}\n")
+
+    def hear(self, pattern: str) -> re.Match[str]:
+        """Read what it says until this is there, and forget all up to it."""
         assert self.process.stderr
-        while not (found := re.search(r"on ports (\d+) \(control\)", self.said)):
+        while not (found := re.search(pattern, self.said)):
             line = self.process.stderr.readline()
             assert line, f"the server ended: {self.said}"
             self.said += line
-        return int(found[1])
+        self.said = self.said[found.end() :]
+        return found
+
+    def reload(self, section: str) -> None:
+        self.configure(section)
+        self.process.send_signal(signal.SIGHUP)
 
     def say(self, line: str) -> None:
         assert self.process.stdin
@@ -59,12 +77,28 @@ class VirtualServer:
         return self.process.returncode
 
 
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server of a test keeps anything where a real one would."""
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[VirtualServer]:
-    running = VirtualServer(tmp_path)
-    yield running
-    if running.process.returncode is None:
-        running.stop()
+def start(tmp_path: Path) -> Iterator[Callable[[str], VirtualServer]]:
+    """Starts servers, and stops them after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(section: str) -> VirtualServer:
+            running = VirtualServer(tmp_path, section)
+            stack.callback(lambda: running.process.returncode is None and running.stop())
+            return running
+
+        yield start
+
+
+@pytest.fixture
+def server(start: Callable[[str], VirtualServer]) -> VirtualServer:
+    return start("{}")
 
 
 @pytest.fixture
@@ -206,6 +240,18 @@ def test_a_server_stops_cleanly_on_sigterm(server: VirtualServer) -> None:
     assert "Traceback" not in server.said
 
 
+def test_a_server_ends_when_its_terminal_is_closed() -> None:
+    options = ["--listen", "127.0.0.1", "--port", "0", "--usbip-port", "0", "--no-advertise"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(COMMAND[0], [*COMMAND, "server", "--virtual", *options])
+    said = b""
+    while b"(control)" not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_a_taken_control_port_is_named(server: VirtualServer) -> None:
     done = usb_remote(
         "server", "--virtual", "--no-advertise", "--listen", "127.0.0.1",
@@ -245,3 +291,203 @@ def test_the_demo_shows_the_main_job_and_cleans_up() -> None:
     assert "server --virtual" not in subprocess.run(
         ["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=True
     ).stdout.replace(f" {os.getpid()} ", "")
+
+
+# -- sharing ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def session(server: VirtualServer, bus_id: str = "1-1") -> Iterator[socket.socket]:
+    """A stock client has the device."""
+    with socket.create_connection(("127.0.0.1", server.usbip_port), 10) as connection:
+        reference.client_import(connection, bus_id.encode())
+        yield connection
+
+
+def ask(server: VirtualServer, command: str) -> Any:
+    """What the server itself says, without the start of a program."""
+    with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+        connection.sendall(json.dumps({"v": 1, "command": command}).encode() + b"\n")
+        with connection.makefile("rb") as lines:
+            return json.loads(lines.readline())["data"]
+
+
+def bus_ids(server: VirtualServer) -> list[str]:
+    return [device["bus_id"] for device in ask(server, "list")]
+
+
+def history(server: VirtualServer) -> list[tuple[str, str | None]]:
+    return [(event["kind"], event["cause"]) for event in ask(server, "history")]
+
+
+def test_sighup_loads_the_configuration_again(server: VirtualServer) -> None:
+    server.reload("{share: [{deny: {bus: 1-2}}], names: {scope: {port: 1-1}}}")
+    server.hear("the configuration was loaded again")
+    assert bus_ids(server) == ["1-1", "1-3"]
+    assert [device["name"] for device in ask(server, "list")] == ["scope", None]
+    assert history(server) == [], "what a rule hides was not unplugged"
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("[", r":2: broken YAML"),
+        ("{colour: red}", r":1: server.colour: unknown key\nhint: known keys: listen"),
+    ],
+)
+def test_a_broken_new_file_is_reported_and_the_old_one_stays_in_force(
+    start: Callable[[str], VirtualServer], broken: str, said: str
+) -> None:
+    server = start("{share: [{deny: {bus: 1-2}}]}")
+    server.reload(broken)
+    server.hear(f"error: the configuration stays as it was: {server.own_config}{said}")
+    assert bus_ids(server) == ["1-1", "1-3"]
+    server.reload("{}")
+    server.hear("the configuration was loaded again")
+    assert bus_ids(server) == ["1-1", "1-2", "1-3"]
+
+
+def test_a_new_file_that_is_gone_leaves_the_old_one_in_force(server: VirtualServer) -> None:
+    server.own_config.unlink()
+    server.process.send_signal(signal.SIGHUP)
+    server.hear("error: the configuration stays as it was: .* does not exist")
+    assert len(bus_ids(server)) == 3
+
+
+def test_a_session_that_a_new_rule_forbids_ends(server: VirtualServer) -> None:
+    with session(server) as connection:
+        server.reload("{share: [{deny: all}]}")
+        assert connection.recv(1) == b""
+        server.hear("the configuration was loaded again")
+    assert history(server) == [("attached", None), ("ended", "forbidden")]
+
+
+def test_new_networks_close_what_they_do_not_allow(server: VirtualServer) -> None:
+    with session(server) as connection:
+        server.reload("{allow_from: [192.0.2.0/24]}")
+        assert connection.recv(1) == b""
+    server.hear("the configuration was loaded again")
+    assert usb_remote("list", config=server.config).returncode == 6
+    server.reload("{allow_from: [127.0.0.0/8]}")
+    server.hear("the configuration was loaded again")
+    assert history(server)[-1] == ("ended", "forbidden")
+
+
+def test_what_takes_a_restart_is_said(server: VirtualServer) -> None:
+    server.reload("{state_dir: /elsewhere, takeover: deny}")
+    server.hear(r"warning: server\.state_dir: that takes a restart")
+
+
+def test_a_device_is_named_found_by_its_name_and_unnamed(server: VirtualServer) -> None:
+    named = usb_remote("name", "VIRTUAL0002", "scope", config=server.config)
+    assert (named.returncode, named.stdout) == (0, f"named: {server.name}/1-2 is scope\n")
+    assert "scope" in usb_remote("list", config=server.config).stdout
+    removed = usb_remote("name", "scope", "--remove", config=server.config)
+    assert (removed.returncode, removed.stdout.partition(":")[0]) == (0, "no name any more")
+    assert [device["name"] for device in ask(server, "list")] == [None] * 3
+
+
+def test_failures_of_people_who_share(start: Callable[[str], VirtualServer]) -> None:
+    server = start("{names: {taken: {port: 1-2}}}")
+    for arguments, status, said in (
+        (["name", "1-1"], 2, "error: either NAME or --remove"),
+        (["name", "1-1", "x", "--remove"], 2, "error: either NAME or --remove"),
+        (["name", "1-1", "a\x1b[31m"], 2, "error: 'a [31m' is not a name"),
+        (["name", "1-1", "taken"], 4, "error: taken is the name of 1209:0002:VIRTUAL0002\nhint: "),
+        (["release", "nothing"], 3, "error: no device matches nothing"),
+    ):
+        done = usb_remote(*arguments, config=server.config)
+        assert (done.returncode, done.stdout) == (status, "")
+        assert said in done.stderr
+        assert "\x1b" not in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_names_and_history_survive_a_restart(
+    start: Callable[[str], VirtualServer], tmp_path: Path
+) -> None:
+    section = f"{{state_dir: '{tmp_path}/kept'}}"
+    server = start(section)
+    usb_remote("name", "1-1", "scope", config=server.config)
+    with session(server):
+        server.stop()
+    again = start(section)
+    assert history(again) == [("attached", None), ("ended", "server_stopped")]
+    assert ask(again, "list")[0]["name"] == "scope"
+
+
+def test_a_killed_server_knows_afterwards_that_its_sessions_have_ended(
+    start: Callable[[str], VirtualServer], tmp_path: Path
+) -> None:
+    section = f"{{state_dir: '{tmp_path}/kept'}}"
+    server = start(section)
+    with session(server):
+        server.hear("attached by 127.0.0.1")
+        server.process.kill()
+        server.process.communicate(timeout=20)
+    again = start(section)
+    assert history(again) == [("attached", None), ("ended", "server_stopped")]
+
+
+def test_a_broken_state_file_is_a_warning_and_kept(
+    start: Callable[[str], VirtualServer], tmp_path: Path
+) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/names.jsonl").write_text('{"name": "scope", "port": "1-1"}\n{"na')
+    server = start(f"{{state_dir: '{tmp_path}/kept'}}")
+    assert (tmp_path / "kept/names.jsonl.broken-1").exists()
+    assert ask(server, "list")[0]["name"] == "scope"
+    assert server.stop() == 0
+
+
+def test_history_is_for_people_newest_last(server: VirtualServer) -> None:
+    empty = usb_remote("history", config=server.config)
+    assert (empty.returncode, empty.stdout) == (0, "")
+    assert empty.stderr == "nothing has happened yet\n"
+    with session(server):
+        server.hear("attached by 127.0.0.1")
+    server.hear("is free again")
+    lines = usb_remote("history", "VIRTUAL0001", config=server.config).stdout.splitlines()
+    date = rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d  {server.name}/1-1  1209:0001:VIRTUAL0001 "
+    assert len(lines) == 2
+    assert re.fullmatch(date + "attached by 127.0.0.1", lines[0])
+    assert re.fullmatch(date + "ended with 127.0.0.1 after .*: detached", lines[1])
+    other = usb_remote("history", "1-2", config=server.config)
+    assert (other.stdout, other.stderr) == ("", "nothing is known of 1-2\n")
+
+
+def test_release_asks_the_holder_and_its_list_shows_it(server: VirtualServer) -> None:
+    nobody = usb_remote("release", "1-1", config=server.config)
+    assert (nobody.returncode, nobody.stdout) == (
+        0, f"nobody has it: {server.name}/1-1 usb-remote Echo serial port\n",
+    )  # fmt: skip
+    with session(server):
+        asked = usb_remote("release", "1-1", "--message", "please\x1b[2J", config=server.config)
+        assert (
+            asked.stdout
+            == f"asked 127.0.0.1 to release {server.name}/1-1 usb-remote Echo serial port\n"
+        )
+        listed = usb_remote("list", config=server.config).stdout
+    assert re.search(r"in use by 127\.0\.0\.1 since .*, wanted by .*: please \[2J", listed)
+    assert "\x1b" not in listed
+
+
+def test_a_command_is_run_for_each_event(
+    start: Callable[[str], VirtualServer], tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    script = f"echo $USB_REMOTE_SERVER $USB_REMOTE_EVENT $USB_REMOTE_BUS_ID >> {told}"
+    server = start(f"{{on_event: [sh, -c, '{script}']}}")
+    with session(server):
+        server.hear("attached by 127.0.0.1")
+    server.hear("is free again")
+    server.stop()
+    assert sorted(told.read_text().splitlines()) == ["bench attached 1-1", "bench ended 1-1"]
+
+
+def test_a_mistake_about_sharing_keeps_a_server_from_starting(tmp_path: Path) -> None:
+    path = tmp_path / "bad"
+    path.write_text("server:\n  names:\n    a: {port: 1-1}\n    A: {port: 1-2}\n")
+    done = usb_remote("server", "--virtual", "--no-advertise", config=path)
+    assert done.returncode == 2
+    assert f"error: {path}:4: server.names.A: the name is there twice" in done.stderr

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from usb_remote import config, errors
+from usb_remote.model import DeviceName
 
 EXAMPLE = """\
 # our bench
@@ -60,6 +62,10 @@ def test_a_file_of_2x_is_read(tmp_path: Path) -> None:
         ("servers: [a\n", ":2:", "broken YAML"),
         ("- a\n", ":1:", "mapping"),
         ("timeout: 1\ntimeout: 2\n", ":2:", "duplicate"),
+        ("on_event: 'unclosed\n", ":", "broken YAML"),
+        ('on_event: "a \'b"\n', ":1: on_event:", "No closing quotation"),
+        ("on_event: 7\n", ":1: on_event:", "a list is needed"),
+        ("on_event: [a, 7]\n", ":1: on_event.1:", "put it in quotes"),
     ],
 )
 def test_a_mistake_is_named_with_file_line_and_key(
@@ -71,6 +77,157 @@ def test_a_mistake_is_named_with_file_line_and_key(
         config.load(path)
     assert f"{path}{where}" in caught.value.message
     assert what in caught.value.message
+
+
+SERVER_MISTAKES = [
+    ("share: all", ":2: server.share:", "a list is needed"),
+    ("share:\n  - permit: all", ":3: server.share.0.permit:", "unknown key"),
+    ("share:\n  - allow: everything", ":3: server.share.0.allow:", "a mapping of keys"),
+    ("share:\n  - {}", ":3: server.share.0:", "one of allow, deny and allow_protected"),
+    ("share:\n  - allow:", ":3: server.share.0:", "one of allow, deny and allow_protected"),
+    ("share:\n  - allow: {}\n    deny: {}", ":3: server.share.0:", "one of allow"),
+    ("share:\n  - allow_protected: all", ":3: server.share.0:", "has to say which"),
+    ("share:\n  - deny: {id: '403:6001'}", ":3: server.share.0.deny:", "can never match"),
+    ("share:\n  - deny:\n      colour: red", ":4: server.share.0.deny.colour:", "unknown key"),
+    ("share:\n  - deny:\n      class: 8", ":4: server.share.0.deny.class:", "put it in quotes"),
+    ("share:\n  - deny:\n      class: '8'", ":3: server.share.0.deny:", "can never match"),
+    ("share:\n  - deny: all\n  - allow: {id: '0403:*'}", ":4: server.share.1:", "never match"),
+    (
+        "share:\n  - deny: {id: '0403:*'}\n  - allow: {bus: 1-1}\n  - allow: {id: '0403:6001'}",
+        ":5: server.share.2:",
+        "share.0 takes all that it means",
+    ),
+    ("names:\n  a b: {port: 1-1}", ":3: server.names.a b", "is not a name"),
+    ("names:\n  1-1.4: {port: 1-1}", ":3: server.names.1-1.4", "is a bus id, and so no name"),
+    ("names:\n  'a/b': {port: 1-1}", ":3: server.names.a/b", "is not a name"),
+    ('names:\n  "a\\eb": {port: 1-1}', ":3: server.names.", "is not a name"),
+    ("names:\n  scope: {}", ":3: server.names.scope:", "needs serial, id or port"),
+    ("names:\n  scope: A5XK", ":3: server.names.scope:", "a mapping of keys"),
+    ("names:\n  scope:\n    colour: red", ":4: server.names.scope.colour:", "unknown key"),
+    ("names:\n  scope:\n    port: usb1", ":4: server.names.scope.port:", "is not a bus id"),
+    ("names:\n  scope:\n    serial: 12345", ":4: server.names.scope.serial:", "put it in quotes"),
+    ("names:\n  scope: {port: 1-1}\n  scope: {port: 1-2}", ":4:", "duplicate"),
+    ("names:\n  scope: {port: 1-1}\n  Scope: {port: 1-2}", ":4: server.names.Scope:", "twice"),
+    ("allow_from: 10.0.0.0/8", ":2: server.allow_from:", "a list is needed"),
+    ("allow_from:\n  - 10.0.0.0/8\n  - bench3", ":4: server.allow_from.1:", "not a network"),
+    ("allow_from:\n  - 192.168.1.5/24", ":3: server.allow_from.0:", "has host bits set"),
+    ("takeover: maybe", ":2: server.takeover:", "'allow' or 'deny'"),
+    ('on_event: "a \'b"', ":2: server.on_event:", "No closing quotation"),
+    ("on_event: {a: b}", ":2: server.on_event:", "a list is needed"),
+]
+
+
+@pytest.mark.parametrize(("text", "where", "what"), SERVER_MISTAKES)
+def test_a_mistake_about_sharing_is_named_with_file_line_and_key(
+    tmp_path: Path, text: str, where: str, what: str
+) -> None:
+    path = tmp_path / "bad"
+    path.write_text("server:\n  " + text.replace("\n", "\n  ") + "\n")
+    with pytest.raises(errors.ConfigError) as caught:
+        config.load(path)
+    assert f"{path}{where}" in caught.value.message
+    assert what in caught.value.message
+    assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("share: [{permit: all}]", "known keys: allow, deny, allow_protected"),
+        ("share: [{deny: {colour: red}}]", "class"),
+        ("names: {scope: {colour: red}}", "known keys: serial, id, port"),
+        ("shares: []", "takeover"),
+    ],
+)
+def test_an_unknown_key_comes_with_the_known_ones(tmp_path: Path, text: str, known: str) -> None:
+    path = tmp_path / "bad"
+    path.write_text(f"server:\n  {text}\n")
+    with pytest.raises(errors.ConfigError) as caught:
+        config.load(path)
+    assert known in (caught.value.hint or "")
+
+
+SHARING = """\
+on_event: notify-send 'USB changed'
+server:
+  allow_from: [192.168.1.0/24, "fd00::/8", 10.0.0.1]
+  share:
+    - allow: {id: 0403:6001, class: "08/06"}
+    - allow_protected: {serial: A5*}
+    - deny: {bus: 1-1.*, manufacturer: "ftdi*", product: "*"}
+    - deny: all
+  names:
+    scope: {serial: A5XK, id: 0403:6001}
+    müller.left-2: {port: 1-1.4}
+  takeover: deny
+  on_event: [logger, -t, usb]
+"""
+
+
+def test_all_of_sharing_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "good"
+    path.write_text(SHARING)
+    loaded = config.load(path)
+    assert loaded.on_event == ["notify-send", "USB changed"]
+    assert loaded.server.on_event == ["logger", "-t", "usb"]
+    assert loaded.server.allow_from == ["192.168.1.0/24", "fd00::/8", "10.0.0.1/32"]
+    assert [rule.verb for rule in loaded.server.share] == [
+        "allow",
+        "allow_protected",
+        "deny",
+        "deny",
+    ]
+    assert loaded.server.share[0].criteria.cls == "08/06"
+    assert loaded.server.names[DeviceName("scope")].serial == "A5XK"
+    assert loaded.server.names[DeviceName("müller.left-2")].port == "1-1.4"
+    assert loaded.server.takeover == "deny"
+
+
+def test_what_the_command_line_says_leaves_sharing_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "good"
+    path.write_text(SHARING)
+    section = config.load(path).server
+    changed = config.overridden(section, {"port": 6000})
+    assert changed == section.model_copy(update={"port": 6000})
+
+
+@pytest.mark.parametrize("key", ["on_event", "server.on_event"])
+def test_a_file_of_the_current_directory_must_not_name_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    path = tmp_path / ".usb-remote.config"
+    path.write_text("server: {on_event: evil}\n" if "." in key else "on_event: evil\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.ConfigError, match=key) as caught:
+        config.load_in_force(None, {})
+    assert f"usb-remote --config {path}" in (caught.value.hint or "")
+
+
+def test_a_file_of_the_current_directory_that_is_named_may_do_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".usb-remote.config"
+    path.write_text("on_event: mine\n")
+    monkeypatch.chdir(tmp_path)
+    assert config.load_in_force(path, {}).on_event == ["mine"]
+    assert config.load_in_force(None, {"USB_REMOTE_CONFIG": str(path)}).on_event == ["mine"]
+
+
+def test_a_file_of_the_current_directory_may_say_all_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".usb-remote.config").write_text("timeout: 1.5\nserver: {takeover: deny}\n")
+    monkeypatch.chdir(tmp_path)
+    assert config.load_in_force(None, {}).timeout == 1.5
+
+
+def test_a_thousand_rules_are_checked_fast(tmp_path: Path) -> None:
+    path = tmp_path / "many"
+    rules = "".join(f"  - deny: {{serial: 'S{n:04}*', bus: 1-1.*}}\n" for n in range(1000))
+    path.write_text(f"server:\n  share:\n{rules}")
+    started = time.monotonic()
+    assert len(config.load(path).server.share) == 1000
+    assert time.monotonic() - started < 5
 
 
 def test_a_file_that_was_asked_for_must_exist(tmp_path: Path) -> None:

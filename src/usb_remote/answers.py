@@ -68,7 +68,7 @@ class Answers:
             case protocol.AttachRequest():
                 await self._attach(request, device, address, push)
             case protocol.ReleaseRequest():
-                self._leases.ask(device, _request(request, address))
+                self._ask(device, request, address)
             case protocol.NameRequest():
                 self._name(device, request, address)
             case protocol.DeviceRequest(command="detach"):
@@ -93,6 +93,15 @@ class Answers:
                 holder=holder.model_dump(mode="json") if holder else None,
             ) from None
 
+    def _ask(self, device: Device, request: protocol.ReleaseRequest, address: str) -> None:
+        holder = self._now(device).holder
+        if holder is not None and holder.is_same_client(_holder(request, address)):
+            raise errors.UsageError(
+                f"{device.label} is with this machine itself ({holder})",
+                hint=f"give it back: usb-remote detach {device.label}",
+            )
+        self._leases.ask(device, _request(request, address))
+
     def _name(self, device: Device, request: protocol.NameRequest, address: str) -> None:
         self._shared.names.give(device, request.name, self._snapshot().devices)
         who = _holder(request, address)
@@ -101,8 +110,7 @@ class Answers:
 
     def history(self) -> list[dict[str, Any]]:
         """Everything that is known, oldest first."""
-        events = (e for e in self._history.events if not self._shared.hides(e))
-        return [event.model_dump(mode="json") for event in events]
+        return [event.model_dump(mode="json") for event in self._history.events]
 
     def _now(self, device: Device) -> Device:
         here = (d for d in self._snapshot().devices if d.bus_id == device.bus_id)

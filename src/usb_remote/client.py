@@ -251,6 +251,8 @@ class Client:
             async with await connect(match.server, self._config.timeout) as connection:
                 device = await self._ask(connection, self._detach_request(match.device))
                 return Match(match.server, device)
+        except errors.Busy:
+            return match  # whoever waited for it has it by now
         except errors.UsbRemoteError as error:
             log.warning("detached here, but %s does not confirm it: %s", match.server.name, error)
             return match

@@ -323,7 +323,7 @@ def _explained(path: Path, data: Any, error: ValidationError) -> errors.ConfigEr
     where = [part for part in first["loc"] if part != "[key]"]
     if "part" in first.get("ctx", {}):
         where.append(first["ctx"]["part"])
-    key = ".".join(str(part) for part in where)
+    key = clean(".".join(str(part) for part in where))
     hint = None
     message = _WORDS.get(first["type"]) or clean(first["msg"].removeprefix("Value error, "))
     if first["type"] == "extra_forbidden":
@@ -377,7 +377,8 @@ def remove_server(path: Path, server: str) -> bool:
 def overridden(section: ServerConfig, given: Mapping[str, Any]) -> ServerConfig:
     """The section with what the command line says instead; raises UsageError."""
     try:
-        return ServerConfig.model_validate(section.model_dump() | dict(given))
+        checked = ServerConfig.model_validate(dict(given))
+        return section.model_copy(update={key: getattr(checked, key) for key in given})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         message = clean(first["msg"].removeprefix("Value error, "))

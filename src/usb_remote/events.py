@@ -56,8 +56,8 @@ class Event(Model):
         if self.kind is Kind.ATTACHED:
             words += ["by", str(self.holder)]
         if self.kind is Kind.ENDED:
-            words += ["with", str(self.holder), f"after {duration(self.seconds)}"]
-            words += [f"({self.cause})"] if self.cause else []
+            cause = f": {self.cause}" if self.cause else ""
+            words += ["with", str(self.holder), f"after {duration(self.seconds)}{cause}"]
         if self.by:
             words += ["by", self.by]
         return " ".join(words) + (f" ({self.note})" if self.note else "")

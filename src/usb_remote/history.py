@@ -51,6 +51,8 @@ class History:
         self._full = False
         for event in self._load():
             self._keep(event)
+        self._full = file.was_broken and bool(self._of)
+        self.flush()
 
     def _load(self) -> list[Event]:
         lines = self._file.read_lines()
@@ -61,7 +63,6 @@ class History:
                 events.append(Event.model_validate(line))
             except ValidationError as error:
                 self._file.set_aside(str(error.errors()[0]["msg"]))
-                self._lines = 2 * MAX_EVENTS  # so that the next record writes what we have
                 break
         return events
 

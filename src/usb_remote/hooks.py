@@ -7,11 +7,12 @@ each, and some lines of log; nobody waits for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
-from collections.abc import Coroutine, Mapping
-from typing import Any
+from collections.abc import Coroutine, Iterator, Mapping
+from typing import Any, BinaryIO
 
 from usb_remote.events import Event
 from usb_remote.model import clean
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 TIME_LIMIT = 10.0
 """Seconds; then it is killed, with all that it has started."""
+KILL_TIME = 0.5
+"""Seconds more at the end, for what runs to be killed and said so."""
 AT_A_TIME = 4
 MAX_WAITING = 256
 """Events that wait for their command; more are dropped, with a warning."""
@@ -42,7 +45,6 @@ class Hook:
         self._server = server
         self._time_limit = time_limit
         self._tasks: set[asyncio.Task[None]] = set()
-        self._running: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(AT_A_TIME)
 
     def __call__(self, event: Event, server: str | None = None) -> None:
@@ -55,10 +57,15 @@ class Hook:
         self._spawn(self._run(self.command, event, server or self._server))
 
     async def stop(self) -> None:
-        """Give what runs its time; what waits for that gets none."""
-        for task in self._tasks - self._running:
+        """Give all that is left one time limit together, then end it."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(self._tasks, timeout=self._time_limit + KILL_TIME)
+        for task in late:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*late, return_exceptions=True)
+        if late:
+            log.warning("on_event is too slow: dropped the last %d events", len(late))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -67,28 +74,27 @@ class Hook:
 
     async def _run(self, command: list[str], event: Event, server: str) -> None:
         async with self._slots:
-            task = asyncio.current_task()
-            assert task is not None
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.STDOUT,
-                    env={**os.environ, **environment(event, server)},
-                    start_new_session=True,
-                )
+                with _pipe() as (ours, theirs):
+                    process = await asyncio.create_subprocess_exec(
+                        *command,
+                        stdin=asyncio.subprocess.PIPE,
+                        stdout=theirs,
+                        stderr=asyncio.subprocess.STDOUT,
+                        env={**os.environ, **environment(event, server)},
+                        start_new_session=True,
+                    )
+                    theirs.close()
+                    await self._attend(process, ours, event)
             except OSError as error:
                 log.warning("on_event: %s: %s", command[0], error.strerror)
-                return
-            await self._attend(process, event)
 
-    async def _attend(self, process: asyncio.subprocess.Process, event: Event) -> None:
+    async def _attend(
+        self, process: asyncio.subprocess.Process, output_pipe: BinaryIO, event: Event
+    ) -> None:
         try:
             async with asyncio.timeout(self._time_limit):
-                _, output = await asyncio.gather(_tell(process, event), _listen(process))
+                _, output = await asyncio.gather(_tell(process, event), _listen(output_pipe))
                 await process.wait()
             _log(output)
             if process.returncode:
@@ -128,12 +134,25 @@ async def _tell(process: asyncio.subprocess.Process, event: Event) -> None:
         return  # it need not read it
 
 
-async def _listen(process: asyncio.subprocess.Process) -> bytes:
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """A pipe of our own: asyncio's would keep us waiting for all who have it open."""
+    ours, theirs = os.pipe()
+    with os.fdopen(ours, "rb", 0) as reading, os.fdopen(theirs, "wb", 0) as writing:
+        yield reading, writing
+
+
+async def _listen(pipe: BinaryIO) -> bytes:
     """The first bytes of its output; all the rest is read, and forgotten."""
-    assert process.stdout is not None
-    kept = b""
-    while part := await process.stdout.read(65536):
-        kept += part[: MAX_OUTPUT - len(kept)]
+    reader, kept = asyncio.StreamReader(), b""
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
+    try:
+        while part := await reader.read(65536):
+            kept += part[: MAX_OUTPUT - len(kept)]
+    finally:
+        transport.close()
     return kept
 
 

@@ -98,7 +98,7 @@ def busy(device: Device, lease: Lease) -> errors.Busy:
     since = f" since {holder.since:%Y-%m-%d %H:%M:%S} UTC" if holder and holder.since else ""
     return errors.Busy(
         f"{device.label} ({device.description}) is in use by {holder}{since}",
-        hint=f"wait for it with: usb-remote attach {device.label} --wait   "
-        f"or ask for it with: usb-remote release {device.label}",
+        hint=f"usb-remote attach {device.label} --wait waits for it, "
+        f"usb-remote release {device.label} asks for it",
         holder=holder.model_dump(mode="json") if holder else None,
     )

@@ -10,6 +10,7 @@ next one who waits, or grace (its driver waits a moment for the same client) -> 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Iterable
@@ -21,12 +22,14 @@ from usb_remote import errors, events
 from usb_remote.events import Kind
 from usb_remote.lease import ExportHost, Journal, Lease, Times, busy, refuse_protected
 from usb_remote.model import BusId, Cause, Device, Holder, Request, State
-from usb_remote.sessions import End, EndWatch, make_mortal
+from usb_remote.sessions import End, EndWatch, Ports, make_mortal
 from usb_remote.sharing import DeviceSource
 from usb_remote.usbip_wire import Record
 from usb_remote.waiting import Tell, Waiter, Wish
 
 log = logging.getLogger(__name__)
+
+GONE = "the device was unplugged while you waited, or is not shared any more"
 
 
 class Leases:
@@ -73,11 +76,15 @@ class Leases:
         if self._ends.closed:
             return
         self._ends.stop()
-        for lease in self._leases.values():
-            lease.queue.dismiss(errors.Unreachable("the server is being stopped"))
+        self.send_away()
         await asyncio.gather(*self._tasks)  # each ends within Times.reset
         await asyncio.gather(*(self._give_back(bus_id) for bus_id in list(self._leases)))
         self._ends.close()
+
+    def send_away(self) -> None:
+        """Tell everybody who waits that there is nothing to wait for."""
+        for lease in self._leases.values():
+            lease.queue.dismiss(errors.Unreachable("the server is being stopped"))
 
     async def _give_back(self, bus_id: BusId) -> None:
         lease = self._leases[bus_id]
@@ -136,6 +143,18 @@ class Leases:
         await self._turn_of(waiter, device.bus_id, lease)
 
     async def _take(self, device: Device, lease: Lease, wish: Wish) -> None:
+        """To the end, also if the client goes away meanwhile: no session is left half ended."""
+        taking = asyncio.ensure_future(self._take_now(device, lease, wish))
+        try:
+            await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            while not taking.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([taking])
+            self._spawn(self._lapse(device.bus_id, lease, wish))
+            raise
+
+    async def _take_now(self, device: Device, lease: Lease, wish: Wish) -> None:
         if lease.is_open_to(wish.holder):
             await self._end(device.bus_id, lease, Cause.CLIENT_LOST)
         else:
@@ -219,7 +238,7 @@ class Leases:
         there = {device.id for device in devices}
         for lease in list(self._leases.values()):
             if any(waiter.device_id not in there for waiter in lease.queue.waiters):
-                lease.queue.dismiss(errors.NotFound("the device was unplugged meanwhile"))
+                lease.queue.dismiss(errors.NotFound(GONE))
 
     # -- sessions
 
@@ -246,11 +265,18 @@ class Leases:
         if lease.session is not None or (lease.holder and lease.holder.address != address):
             raise busy(device, lease)
         await lease.bind(self._host, bus_id)
-        record = self._source.record(bus_id)
-        if record is None:
-            raise errors.NotFound(f"{bus_id} has just been unplugged")
-        make_mortal(connection)
-        await self._host.export(bus_id, connection.fileno())
+        try:
+            record = self._source.record(bus_id)
+            if record is None:
+                raise errors.NotFound(f"{bus_id} has just been unplugged")
+            make_mortal(connection)
+            ports = Ports.of(connection)
+            await self._host.export(bus_id, connection.fileno())
+        except (errors.UsbRemoteError, OSError):
+            if lease.holder is None:  # a reservation would end by itself
+                self._expire_in(self._times.grace, bus_id, lease)
+            raise
+        self._ends.add(connection, ports)
         self._begin_session(connection, device, lease, address)
         return record
 
@@ -264,10 +290,9 @@ class Leases:
         lease.expires, lease.fault = inf, None
         lease.session, lease.device = connection, device
         lease.holder = wish.holder.model_copy(update={"since": now, "until": until, "asked": asked})
-        self._ends.add(connection)
         if wish.duration:
             self._limit(wish.duration, device.bus_id, lease)
-        log.info("%s attached by %s", device.label, lease.holder)
+        log.info("%s attached by %s (%s)", device.bus_id, lease.holder, device.label)
         self._journal.record(events.of_device(Kind.ATTACHED, device, now, holder=lease.holder))
         self.on_change()
 
@@ -327,7 +352,6 @@ class Leases:
         lease.session = lease.holder = lease.wish = lease.device = None
         cause = why if isinstance(why, Cause) else self._cause(device, why)
         self._record_end(device, holder, cause, by)
-        self.on_change()
 
     def _cause(self, device: Device, end: End) -> Cause:
         """What TCP and the bus together tell: a device that is gone was unplugged."""
@@ -345,7 +369,7 @@ class Leases:
         event = events.of_device(
             Kind.ENDED, device, now, holder=holder, cause=cause, by=by, seconds=seconds
         )
-        log.info("%s is free again (was with %s): %s", device.label, holder, cause)
+        log.info("%s is free again (was with %s): %s", device.bus_id, holder, cause)
         self._journal.record(event)
 
     async def _pass_on(self, bus_id: BusId, lease: Lease, grace: float = 0) -> None:
@@ -354,19 +378,24 @@ class Leases:
         while waiter := lease.queue.next():
             if waiter.turn.done():
                 continue
+            device: Device | None
             try:
                 device = self._find(bus_id)
-                if device.id != waiter.device_id:
-                    raise errors.NotFound("the device was unplugged meanwhile")
                 refuse_protected(device)
+            except errors.NotFound:
+                device = None
             except errors.UsbRemoteError as error:
                 waiter.turn.set_exception(error)
                 continue
-            self._hold(bus_id, lease, waiter.wish)
+            if device is None or device.id != waiter.device_id:
+                waiter.turn.set_exception(errors.NotFound(GONE))
+                continue
             waiter.turn.set_result(None)
+            self._hold(bus_id, lease, waiter.wish)
             return
         if grace:
             self._expire_in(grace, bus_id, lease)
+            self.on_change()
         else:
             await self._free(bus_id, lease)
 

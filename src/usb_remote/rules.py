@@ -10,7 +10,8 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import cached_property, lru_cache
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -26,7 +27,10 @@ _ALPHABETS = {
         "a hardware id such as 0403:6001 or 0403:*",
     ),
     "bus": (r"[0-9.*?\[\]!-]+", "a bus id such as 1-1.4 or 1-1.*"),
-    "cls": (r"[0-9a-f*?]{1,2}(/[0-9a-f*?]{1,2}){0,2}", "a class such as 08 or 03/01/01"),
+    "cls": (
+        r"([0-9a-f?]{2}|[0-9a-f?]?\*)(/([0-9a-f?]{2}|[0-9a-f?]?\*)){0,2}",
+        "a class such as 08 or 03/01/01",
+    ),
 }
 
 
@@ -63,7 +67,7 @@ class Criteria(_Values):
                 raise ValueError(f"{shown} {clean(pattern)!r} can never match: it is not {what}")
         return self
 
-    @property
+    @cached_property
     def globs(self) -> dict[str, str]:
         return {key: str(glob).lower() for key, glob in self if glob is not None}
 
@@ -77,14 +81,17 @@ class Criteria(_Values):
         }
         for key, glob in self.globs.items():
             found = _class_prefixes(device) if key == "cls" else values[key]
-            if not any(fnmatchcase(value.lower(), glob) for value in found):
+            if not any(_pattern(glob).match(value.lower()) for value in found):
                 return False
         return True
 
     def covers(self, other: Criteria) -> bool:
         """Whether everything that the other one matches is matched by this one, for certain."""
         theirs = other.globs
-        return all(key in theirs and _covers(glob, theirs[key]) for key, glob in self.globs.items())
+        return all(
+            key in theirs and any(_covers(glob, part) for part in _wholes(key, theirs[key]))
+            for key, glob in self.globs.items()
+        )
 
 
 def _can_be(key: str, pattern: str, form: str) -> bool:
@@ -94,11 +101,32 @@ def _can_be(key: str, pattern: str, form: str) -> bool:
     return bool(re.fullmatch(form, pattern)) and (key != "id" or ":" in pattern or "*" in pattern)
 
 
+def _wholes(key: str, glob: str) -> Iterable[str]:
+    """What a device that fits this glob fits besides: with 08/06 also 08."""
+    parts = glob.split("/") if key == "cls" else [glob]
+    return ("/".join(parts[:n]) for n in range(1, len(parts) + 1))
+
+
 def _covers(glob: str, other: str) -> bool:
-    """A glob of literals and ``*`` covers what it matches as text, wild cards included."""
+    """A glob of literals and ``*`` covers what it matches as text, wild cards included.
+
+    What stands in brackets is one character that no literal is sure to match.
+    """
     if glob == other:
         return True
-    return not re.search(r"[?\[]", glob) and fnmatchcase(other, glob)
+    simple = "[" not in glob and "?" not in glob and "\0" not in glob
+    return simple and _pattern(glob).match(_without_brackets(other)) is not None
+
+
+@lru_cache(4 * MAX_RULES)
+def _without_brackets(glob: str) -> str:
+    return re.sub(r"\[!?\]?[^]]*\]", "\0", glob)
+
+
+@lru_cache(4 * MAX_RULES)
+def _pattern(glob: str) -> re.Pattern[str]:
+    """As fnmatch makes it, whose own memory is too short for all the rules there may be."""
+    return re.compile(translate(glob))
 
 
 def _class_prefixes(device: Device) -> set[str]:
@@ -165,9 +193,10 @@ def decide(rules: Iterable[Rule], device: Device) -> Verb:
 
 def find_dead_rule(rules: Sequence[Rule]) -> tuple[int, str] | None:
     """The first rule that an earlier one leaves nothing to, and the reason; None if all live."""
-    for index, rule in enumerate(rules):
-        for earlier, before in enumerate(rules[:index]):
-            if before.criteria.covers(rule.criteria):
+    criteria = [rule.criteria for rule in rules]
+    for index, rule in enumerate(criteria):
+        for earlier, before in enumerate(criteria[:index]):
+            if before.covers(rule):
                 return (
                     index,
                     f"this rule can never match: share.{earlier} takes all that it means",

@@ -125,6 +125,8 @@ class ControlServer:
                 timer.cancel()
         for server in self._servers:
             server.close()
+        self._leases.send_away()
+        await asyncio.sleep(0)  # so that those who waited get to hear it
         for connection in list(self._connections):
             connection.close()
         for task, connection in self._tasks.items():
@@ -271,9 +273,10 @@ class ControlServer:
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task)
+        connection = self._tasks.pop(task)
         if not task.cancelled() and (error := task.exception()):
             log.error("a request failed unexpectedly", exc_info=error)
+            connection.close()  # rather than let its client wait for an answer
 
     # -- connections
 

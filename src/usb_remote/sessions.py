@@ -12,6 +12,10 @@ import socket
 import struct
 from collections.abc import Callable
 from enum import Enum, auto
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from usb_remote import errors
 
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 3, 1, 5
 USER_TIMEOUT_MS = 8000
@@ -23,6 +27,8 @@ peer acknowledges a keepalive after KEEPALIVE_IDLE seconds, and a FIN or a detac
 
 _CLOSE_WAIT, _CLOSE, _LAST_ACK = 8, 7, 9
 """tcp_info.tcpi_state (linux/include/net/tcp_states.h)."""
+_TIME_WAIT = "06"
+TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 _LAST_ACK_RECEIVED = 56
 """Offset of tcpi_last_ack_recv, milliseconds, in tcp_info (linux/include/uapi/linux/tcp.h)."""
 
@@ -38,7 +44,22 @@ class End(Enum):
     """This side closed: our kernel gave the device up."""
 
 
-def observe(connection: socket.socket) -> End:
+class Ports(NamedTuple):
+    """Both ends of a connection; a socket forgets them when it is closed."""
+
+    here: int
+    there: int
+
+    @classmethod
+    def of(cls, connection: socket.socket) -> Self:
+        """Raises Unreachable if the peer has gone already."""
+        try:
+            return cls(connection.getsockname()[1], connection.getpeername()[1])
+        except OSError as error:
+            raise errors.Unreachable(f"the client has gone: {error.strerror}") from error
+
+
+def observe(connection: socket.socket, ports: Ports) -> End:
     """How a connection that is down, or going down, came to that."""
     if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
         return End.PEER_LOST
@@ -48,8 +69,21 @@ def observe(connection: socket.socket) -> End:
         return End.BY_PEER
     if state != _CLOSE:
         return End.BY_KERNEL
+    if _has_closed_first(ports):
+        return End.BY_KERNEL
     (silent,) = struct.unpack_from("=I", info, _LAST_ACK_RECEIVED)
     return End.PEER_LOST if silent >= SILENT_MS else End.BY_PEER
+
+
+def _has_closed_first(ports: Ports) -> bool:
+    """Whether our side has: only that leaves TIME_WAIT behind (RFC 9293, 3.6; proc(5), net/tcp)."""
+    here, there = f":{ports.here:04X}", f":{ports.there:04X}"
+    for table in TABLES:
+        for line in table.read_text().splitlines() if table.exists() else ():
+            _, local, remote, state, *_ = line.split()
+            if local.endswith(here) and remote.endswith(there) and state == _TIME_WAIT:
+                return True
+    return False
 
 
 def make_mortal(connection: socket.socket) -> None:
@@ -71,7 +105,7 @@ class EndWatch:
 
     def __init__(self, ended: Callable[[socket.socket, End], None]) -> None:
         self._ended = ended
-        self._sockets: dict[int, socket.socket] = {}
+        self._sockets: dict[int, tuple[socket.socket, Ports]] = {}
         self._epoll = select.epoll()
 
     @property
@@ -87,9 +121,9 @@ class EndWatch:
     def close(self) -> None:
         self._epoll.close()
 
-    def add(self, connection: socket.socket) -> None:
+    def add(self, connection: socket.socket, ports: Ports) -> None:
         """Watch for its end; never for data, which is not ours."""
-        self._sockets[connection.fileno()] = connection
+        self._sockets[connection.fileno()] = (connection, ports)
         self._epoll.register(
             connection.fileno(), select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
         )
@@ -103,5 +137,5 @@ class EndWatch:
     def _on_ends(self) -> None:
         for fd, _events in self._epoll.poll(0):
             self._epoll.unregister(fd)
-            connection = self._sockets.pop(fd)
-            self._ended(connection, observe(connection))
+            connection, ports = self._sockets.pop(fd)
+            self._ended(connection, observe(connection, ports))

@@ -6,6 +6,7 @@ ports. A device is decided on once, and again when the rules or names change.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from usb_remote import errors
-from usb_remote.events import Event
 from usb_remote.model import BusId, Device, DeviceName, HardwareId, State, clean
 from usb_remote.rules import MAX_NAMES, Names, Place, Rule, Verb, decide, keys_of
 from usb_remote.state import StateFile
@@ -56,7 +56,16 @@ class NameBook:
             except ValueError as error:
                 self._file.set_aside(clean(str(error).partition("\n")[0]))
                 break
+        if self._file.was_broken and names:
+            with contextlib.suppress(errors.SystemFault):  # they are in the file that is kept
+                self._store(names)
         return names
+
+    def _store(self, names: Names) -> None:
+        self._file.replace(
+            {"name": str(name), **place.model_dump(mode="json", exclude_none=True)}
+            for name, place in names.items()
+        )
 
     def configure(self, names: Names) -> None:
         """Take the names of the configuration."""
@@ -100,10 +109,7 @@ class NameBook:
             kept[self._checked(device, name, others)] = _place_of(device)
         if len(kept) > MAX_NAMES:
             raise errors.Refused(f"there are {MAX_NAMES} names already")
-        self._file.replace(
-            {"name": str(n), **p.model_dump(mode="json", exclude_none=True)}
-            for n, p in kept.items()
-        )
+        self._store(kept)
         self._given = kept
         self._index()
 
@@ -183,17 +189,6 @@ class SharedDevices:
         if verb is Verb.ALLOW_PROTECTED and device.state is State.PROTECTED:
             return device.model_copy(update={"state": State.AVAILABLE, "reason": None})
         return device
-
-    def hides(self, event: Event) -> bool:
-        """Whether an event of the past is of a device that the rules of now hide, as far as the
-        event tells: it does not know classes and words of the device.
-        """
-        vendor, _, product = event.device[:9].partition(":")
-        device = Device(
-            bus_id=BusId(event.bus_id), vendor_id=vendor, product_id=product, serial=event.serial
-        )
-        denied = {key[2] for key, verb in self._verbs.items() if verb is Verb.DENY}
-        return event.device in denied or decide(self.rules, device) is Verb.DENY
 
     def _verb(self, device: Device) -> Verb:
         if not self.rules:

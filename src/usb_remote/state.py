@@ -33,25 +33,31 @@ def directory() -> Path:
 
 
 class StateFile:
-    """One file of state; ``path`` None keeps nothing, for servers without a fixed identity."""
+    """One file of state; ``path`` None keeps nothing, for servers without a fixed identity.
+
+    Attributes:
+        was_broken: whether it was set aside, so that what is known of it has to be written anew.
+
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.was_broken = False
 
     def read_lines(self) -> list[dict[str, Any]]:
         """Each line as an object; the file is kept aside if any line is not one."""
         if self.path is None:
             return []
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = self.path.read_bytes().splitlines()
         except FileNotFoundError:
             return []
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             self.set_aside(str(error))
             return []
         return self._parsed(lines)
 
-    def _parsed(self, lines: list[str]) -> list[dict[str, Any]]:
+    def _parsed(self, lines: list[bytes]) -> list[dict[str, Any]]:
         found = []
         for number, line in enumerate(lines, 1):
             try:
@@ -66,7 +72,9 @@ class StateFile:
 
     def set_aside(self, reason: str) -> None:
         """Keep a broken file under another name, so that nothing overwrites it."""
-        assert self.path is not None
+        if self.path is None or self.was_broken:
+            return
+        self.was_broken = True
         number = 1
         while (kept := self.path.with_name(f"{self.path.name}.broken-{number}")).exists():
             number += 1
@@ -85,7 +93,11 @@ class StateFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(
-                "w", dir=self.path.parent, prefix=f".{self.path.name}-", delete=False
+                "w",
+                encoding="utf-8",
+                dir=self.path.parent,
+                prefix=f".{self.path.name}-",
+                delete=False,
             ) as file:
                 name = Path(file.name)
                 file.write(text)

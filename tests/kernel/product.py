@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from tests.kernel.vm import VM
 SLOW = 90.0
 """Seconds that a command may take: it needs 4 to 8 where everything is emulated."""
 ON_CONTROL_PORT = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055; cat >&3; head -n 1 <&3'"
-WATCH = """exec bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055
-echo "{\\"v\\":1,\\"command\\":\\"watch\\"}" >&3; exec cat <&3'"""
+FOLLOW = """exec bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055; echo "$LINE" >&3; exec cat <&3'"""
+CONFIG = "/etc/usb-remote/usb-remote.config"
 TROUBLED = """cd /sys/bus/usb/devices
 for device in [0-9]*-*; do test -e $device/driver || echo $device has no driver; done
 ls -l [0-9]*-*/driver | grep usbip-host
@@ -61,13 +62,35 @@ def watch(machine: VM) -> Watch:
 
 def watch_port(server: VM) -> Watch:
     """Watch on the server itself, without Python: nothing but the server's own delay."""
-    return Watch(server.start(WATCH))
+    return Watch(follow(server, "watch"))
+
+
+def follow(server: VM, command: str, **keys: Any) -> Running:
+    """Send the server's control port a request, from the server itself; read on and on."""
+    return server.start(FOLLOW, env={"LINE": line(command, **keys)})
+
+
+def ask(server: VM, command: str, **keys: Any) -> Any:
+    """Send the server's control port a request, from the server itself; return the reply's data."""
+    reply = json.loads(server.sh(ON_CONTROL_PORT, stdin=line(command, **keys) + "\n").ok().out)
+    assert reply["status"] == "success", reply
+    return reply["data"]
+
+
+def line(command: str, **keys: Any) -> str:
+    return json.dumps({"v": 1, "command": command, **keys})
 
 
 def devices(server: VM) -> Devices:
     """Ask the server's control port: bus id -> device."""
-    reply = server.sh(ON_CONTROL_PORT, stdin='{"v":1,"command":"list"}\n').ok().out
-    return {device["bus_id"]: device for device in json.loads(reply)["data"]}
+    return {device["bus_id"]: device for device in ask(server, "list")}
+
+
+def configure(server: VM, program: Running, text: str, says: str = "was loaded again") -> None:
+    """Write a configuration, and have the server load it."""
+    server.put(CONFIG, text)
+    program.send_signal(signal.SIGHUP)
+    program.wait_for(says, SLOW)
 
 
 def run(machine: VM, command: str, *, user: str = "root") -> Result:
@@ -81,6 +104,18 @@ def attach(machine: VM, what: str) -> tuple[int, list[str]]:
     found = re.search(r"^  vhci port (\d+)$", out, re.M)
     assert found, out
     return int(found[1]), re.findall(r"^  (/dev/\S+)$", out, re.M)
+
+
+def attach_stock(machine: VM, bus_id: str = "2-1") -> int:
+    """Attach a device with Debian's tool, in a tenth of the time; return its vhci port."""
+    machine.sh(f"modprobe vhci_hcd; usbip attach -r 10.55.0.1 -b {bus_id}").ok()
+    (port,) = ports_in_use(machine)
+    return port
+
+
+def detach_stock(machine: VM, port: int) -> None:
+    """Detach with Debian's tool, which fails while a device is being enumerated."""
+    until(lambda: machine.sh(f"usbip detach -p {port}").rc == 0)
 
 
 def refused(machine: VM, command: str, status: int, *, user: str = "root") -> str:

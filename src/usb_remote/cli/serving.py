@@ -183,9 +183,9 @@ class _Policy:
             return
         self._warn_of_fixed(config)
         self.apply(config)
+        self.control.refresh_by_new_rules()
         self.control.close_forbidden()
         await self.held.enforce(lambda address: address in self.control.allowed)
-        self.control.refresh_by_new_rules()
         log.info("the configuration was loaded again")
 
     def _warn_of_fixed(self, config: ServerConfig) -> None:
@@ -209,12 +209,26 @@ def _on_signals(stopped: asyncio.Event, policy: _Policy) -> None:
         loop.add_signal_handler(number, stopped.set)
     reloading: set[asyncio.Task[None]] = set()
 
+    on_terminal = os.isatty(0)
+
     def reload() -> None:
+        if on_terminal and _is_terminal_gone():
+            stopped.set()
+            return
         task = loop.create_task(policy.reload())
         reloading.add(task)
         task.add_done_callback(reloading.discard)
 
     loop.add_signal_handler(signal.SIGHUP, reload)
+
+
+def _is_terminal_gone() -> bool:
+    """Whether our terminal was closed: then SIGHUP means what it has always meant."""
+    try:
+        os.tcgetpgrp(0)
+    except OSError:
+        return True
+    return False
 
 
 def _listenable(addresses: list[str]) -> list[str]:

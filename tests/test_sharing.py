@@ -1,0 +1,676 @@
+"""Rules, names, networks, and what is kept on a disk: the parts, without sockets."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from usb_remote import errors, events
+from usb_remote.config import ServerConfig
+from usb_remote.events import Event, Kind
+from usb_remote.history import FLAPPING, MAX_EVENTS, MAX_PER_DEVICE, History
+from usb_remote.model import (
+    BusId,
+    Cause,
+    Device,
+    Ended,
+    Holder,
+    State,
+    with_ids,
+)
+from usb_remote.rules import (
+    MAX_NAMES,
+    Criteria,
+    Names,
+    Networks,
+    Rule,
+    Verb,
+    decide,
+    find_dead_rule,
+    find_twice,
+    parse_network,
+)
+from usb_remote.sharing import NameBook, SharedDevices
+from usb_remote.state import StateFile
+from usb_remote.usbip_wire import Record
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ANN = Holder(user="ann", host="pc", client="ann", address="10.0.0.1", since=NOW)
+BOB = ANN.model_copy(update={"user": "bob", "client": "bob", "since": NOW + timedelta(seconds=9)})
+
+
+def device(bus_id: str = "1-1.4", **more: object) -> Device:
+    facts = {
+        "bus_id": BusId(bus_id), "vendor_id": "0403", "product_id": "6001", "serial": "A5XK",
+        "manufacturer": "FTDI", "product": "USB Serial", "classes": ("08/06/50", "03/01/01"),
+        "speed": 480.0, "devnum": 5,
+    }  # fmt: skip
+    return with_ids([Device.model_validate(facts | more)])[0]
+
+
+# -- rules --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "glob", "fits"),
+    [
+        ("id", "0403:6001", True), ("id", "0403:*", True), ("id", "0404:*", False),
+        ("serial", "A5*", True), ("serial", "a5xk", True), ("serial", "A5", False),
+        ("bus", "1-1.*", True), ("bus", "1-1.4", True), ("bus", "1-1", False),
+        ("class", "08", True), ("class", "08/06", True), ("class", "08/06/50", True),
+        ("class", "03", True), ("class", "06", False), ("class", "0?", True),
+        ("class", "08/05", False), ("manufacturer", "ftdi", True), ("manufacturer", "F*", True),
+        ("manufacturer", "FT", False), ("product", "usb*", True), ("product", "[tu]sb*", True),
+    ],
+)  # fmt: skip
+def test_each_criterion(key: str, glob: str, fits: bool) -> None:
+    assert Criteria.model_validate({key: glob}).matches(device()) is fits
+
+
+def test_all_criteria_of_a_rule_must_fit() -> None:
+    assert Criteria(id="0403:*", serial="A*").matches(device())
+    assert not Criteria(id="0403:*", serial="B*").matches(device())
+
+
+def test_the_first_rule_that_matches_wins() -> None:
+    rules = [Rule(allow=Criteria(serial="A5XK")), Rule(deny=Criteria(id="0403:*"))]
+    assert decide(rules, device()) is Verb.ALLOW
+    assert decide(rules, device(serial="B")) is Verb.DENY
+    assert decide(rules, device(vendor_id="1209")) is Verb.ALLOW, "the default"
+
+
+def test_all_is_every_device() -> None:
+    rules = [Rule(allow=Criteria(id="1209:*")), Rule.model_validate({"deny": "all"})]
+    assert [decide(rules, d) for d in (device(), device(vendor_id="1209"))] == [
+        Verb.DENY, Verb.ALLOW,
+    ]  # fmt: skip
+
+
+def test_a_device_without_strings_fits_no_text() -> None:
+    nameless = device(serial=None, manufacturer=None, product=None, classes=())
+    for key in ("serial", "manufacturer", "product", "class"):
+        assert not Criteria.model_validate({key: "0*"}).matches(nameless)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"id": "403:6001"}, {"id": "0403"}, {"id": "xyz:*"}, {"bus": "1.4"}, {"bus": "usb1"},
+        {"class": "disk"}, {"class": "8"}, {"class": "08/6"}, {"class": "08/06/50/01"},
+        {"class": ""}, {"colour": "red"}, {"serial": 5},
+    ],
+)  # fmt: skip
+def test_criteria_that_no_device_can_fit_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Criteria.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {}, {"allow": {}, "deny": {}}, {"allow": None}, {"allow_protected": "all"},
+        {"allow_protected": {}}, {"deny": "everything"}, {"permit": "all"},
+    ],
+)  # fmt: skip
+def test_what_is_no_rule(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Rule.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "dead"),
+    [
+        ({}, {"id": "0403:6001"}, True),
+        ({"id": "0403:*"}, {"id": "0403:6001"}, True),
+        ({"id": "0403:*"}, {"id": "0403:60*"}, True),
+        ({"id": "0403:*"}, {"id": "0403:*", "serial": "A"}, True),
+        ({"serial": "a5XK"}, {"serial": "A5xk"}, True),
+        ({"class": "08"}, {"class": "08/06"}, True),
+        ({"class": "08/06"}, {"class": "08"}, False),
+        ({"class": "0*"}, {"class": "08/06"}, True),
+        ({"id": "0403:6*"}, {"id": "0403:*"}, False),
+        ({"id": "0403:6?01"}, {"id": "0403:6001"}, False),
+        ({"id": "0403:*", "serial": "A"}, {"id": "0403:6001"}, False),
+        ({"serial": "*-*"}, {"serial": "[a-z]"}, False),
+        ({"serial": "*a*"}, {"serial": "[abc]"}, False),
+        ({"serial": "*[*"}, {"serial": "[abc]"}, False),
+        ({"serial": "A*"}, {"serial": "A[bc]"}, True),
+    ],
+)
+def test_a_rule_that_can_never_match(
+    before: dict[str, str], after: dict[str, str], dead: bool
+) -> None:
+    rules = [Rule.model_validate({"deny": before}), Rule.model_validate({"allow": after})]
+    found = find_dead_rule(rules)
+    assert (found is not None) is dead
+    assert found is None or (found[0] == 1 and "share.0 takes all" in found[1])
+
+
+texts = st.text("ab-]", max_size=4)
+globs = st.lists(st.sampled_from([*"ab-*?![]", "[ab]", "[!a]", "[a-b]"]), max_size=5).map("".join)
+
+
+@settings(max_examples=1000)
+@example("*-*", "[a-b]", "b")
+@example("*a]", "[]a]", "a")
+@given(globs, globs, texts)
+def test_what_covers_misses_nothing(glob: str, other: str, serial: str) -> None:
+    covering, covered = Criteria(serial=glob), Criteria(serial=other)
+    plugged = device(serial=serial or None)
+    if covering.covers(covered) and covered.matches(plugged):
+        assert covering.matches(plugged)
+
+
+octets = st.sampled_from(["08", "0?", "?6", "*", "06", "0*"])
+class_globs = st.lists(octets, min_size=1, max_size=3).map("/".join)
+
+
+@given(class_globs, class_globs, st.lists(st.sampled_from(["08", "06", "50"]), min_size=3))
+def test_what_covers_misses_no_class(glob: str, other: str, parts: list[str]) -> None:
+    covering, covered = (Criteria.model_validate({"class": text}) for text in (glob, other))
+    plugged = device(classes=("/".join(parts[:3]),))
+    if covering.covers(covered) and covered.matches(plugged):
+        assert covering.matches(plugged)
+
+
+# -- what is shared -----------------------------------------------------------------------------
+
+
+class Plugged:
+    """A source of these devices."""
+
+    def __init__(self, *devices: Device) -> None:
+        self.devices = devices
+
+    def list_devices(self) -> tuple[Device, ...]:
+        return with_ids(self.devices)
+
+    def record(self, bus_id: BusId) -> Record | None:
+        return None
+
+
+def shared(
+    *devices: Device, rules: tuple[Rule, ...] = (), names: Names | None = None,
+    file: Path | None = None,
+) -> SharedDevices:  # fmt: skip
+    found = SharedDevices(Plugged(*devices), NameBook(StateFile(file)))
+    found.configure(rules, names or {})
+    return found
+
+
+def names_of(found: SharedDevices) -> list[str | None]:
+    return [d.name for d in found.list_devices()]
+
+
+def named(**places: dict[str, str]) -> Names:
+    return ServerConfig.model_validate({"names": places}).names
+
+
+def test_denied_devices_are_hidden() -> None:
+    deny = Rule(deny=Criteria(bus="1-1"))
+    found = shared(device("1-1"), device("1-2", serial="B"), rules=(deny,))
+    assert [d.bus_id for d in found.list_devices()] == ["1-2"]
+
+
+def test_only_a_rule_of_its_own_shares_a_protected_device() -> None:
+    disk = device().model_copy(update={"state": State.PROTECTED, "reason": "mounted at /"})
+    for rule, state in (
+        (Rule(allow=Criteria(bus="1-1.4")), State.PROTECTED),
+        (Rule(allow_protected=Criteria(bus="1-1.4")), State.AVAILABLE),
+        (Rule(allow_protected=Criteria(bus="1-2")), State.PROTECTED),
+    ):
+        (listed,) = shared(disk, rules=(rule,)).list_devices()
+        assert (listed.state, listed.reason is None) == (state, state is State.AVAILABLE)
+
+
+def test_new_rules_decide_anew() -> None:
+    found = shared(device(), rules=(Rule(deny=Criteria()),))
+    assert found.list_devices() == ()
+    found.configure((), {})
+    assert len(found.list_devices()) == 1
+
+
+# -- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "place", [{"serial": "A5XK"}, {"id": "0403:6001"}, {"port": "1-1.4"}, {"id": "0403:6001",
+              "port": "1-1.4"}],
+)  # fmt: skip
+def test_a_name_by_each_description(place: dict[str, str]) -> None:
+    assert names_of(shared(device(), names=named(scope=place))) == ["scope"]
+
+
+def test_the_most_telling_description_wins() -> None:
+    names = named(port={"port": "1-1.4"}, kind={"id": "0403:6001"}, one={"serial": "A5XK"})
+    assert names_of(shared(device(), names=names)) == ["one"]
+
+
+def test_all_parts_of_a_description_must_fit() -> None:
+    names = named(scope={"serial": "A5XK", "port": "1-2"})
+    assert names_of(shared(device(), names=names)) == [None]
+
+
+def test_a_name_by_serial_moves_with_the_device_and_one_by_port_does_not() -> None:
+    names = named(scope={"serial": "A5XK"}, left={"port": "1-2"})
+    assert names_of(shared(device("1-3"), names=names)) == ["scope"]
+    assert names_of(shared(device("1-2", serial=None), names=names)) == ["left"]
+
+
+def test_an_ambiguous_name_is_nobodys_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    found = shared(device("1-1"), device("1-2", serial="B"), names=named(probe={"id": "0403:6001"}))
+    assert names_of(found) == [None, None]
+    found.list_devices()
+    assert caplog.text.count("the name probe fits 2 devices, so none has it") == 1
+
+
+def test_a_name_is_given_taken_away_and_falls_back_to_the_configuration() -> None:
+    found = shared(device(), names=named(scope={"serial": "A5XK"}))
+    found.names.give(device(), "mine", found.list_devices())
+    assert names_of(found) == ["mine"]
+    found.names.give(device(), "", found.list_devices())
+    assert names_of(found) == ["scope"]
+
+
+def test_a_given_name_is_kept_over_a_restart_and_a_move(tmp_path: Path) -> None:
+    found = shared(device(), file=tmp_path / "names")
+    found.names.give(device(), "müller", found.list_devices())
+    assert names_of(shared(device("1-3"), file=tmp_path / "names")) == ["müller"]
+
+
+def test_twins_are_named_by_their_ports(tmp_path: Path) -> None:
+    twins = (device("1-1"), device("1-2"))
+    found = shared(*twins, file=tmp_path / "names")
+    left, right = found.list_devices()
+    found.names.give(left, "left", found.list_devices())
+    found.names.give(right, "right", found.list_devices())
+    assert names_of(shared(*twins, file=tmp_path / "names")) == ["left", "right"]
+
+
+def test_a_new_name_replaces_the_old_one(tmp_path: Path) -> None:
+    found = shared(device(), file=tmp_path / "names")
+    for name in ("one", "two", "TWO"):
+        found.names.give(device(), name, found.list_devices())
+    assert names_of(found) == ["TWO"]
+    assert len((tmp_path / "names").read_text().splitlines()) == 1
+
+
+def test_a_name_of_another_device_is_refused_also_while_that_is_unplugged() -> None:
+    found = shared(device("1-1", serial="X"), device("1-2"), names=named(kept={"serial": "gone"}))
+    one, two = found.list_devices()
+    found.names.give(one, "scope", found.list_devices())
+    with pytest.raises(errors.Refused, match="scope is the name of 0403:6001:X"):
+        found.names.give(two, "scope", found.list_devices())
+    found.source = Plugged(device("1-2"))
+    for name in ("SCOPE", "kept"):
+        with pytest.raises(errors.Refused, match="not plugged in"):
+            found.names.give(two, name, found.list_devices())
+    assert names_of(found) == [None]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a\x1b[31m", "a\nb", "a\0b", "a/b", "../x", "..", ".hidden", "-rf", "a b", "a:b", "1-1",
+        "2-1.4", "\u202eabc", "x" * 32, "_x", "a\u2028b", "a\x85",
+    ],
+)  # fmt: skip
+def test_what_is_no_name(name: str) -> None:
+    found = shared(device())
+    with pytest.raises(errors.UsageError) as caught:
+        found.names.give(device(), name, found.list_devices())
+    assert caught.value.message.isprintable()
+    assert names_of(found) == [None]
+
+
+def test_ten_thousand_names_are_no_burden(tmp_path: Path) -> None:
+    places = {f"n{i}": {"serial": f"S{i}"} for i in range(MAX_NAMES)}
+    started = time.monotonic()
+    names = named(**places)
+    many = [device(f"1-{i // 200 + 1}.{i % 200 + 1}", serial=f"S{i}") for i in range(1000)]
+    found = shared(*many, names=names)
+    assert names_of(found) == [f"n{i}" for i in range(1000)]
+    assert time.monotonic() - started < 2
+
+
+def test_more_names_than_that_are_refused() -> None:
+    with pytest.raises(ValidationError, match="at most 10000"):
+        named(**{f"n{i}": {"serial": f"S{i}"} for i in range(MAX_NAMES + 1)})
+
+
+def test_more_given_names_than_that_are_refused(tmp_path: Path) -> None:
+    line = '{{"name": "n{0}", "serial": "S{0}"}}\n'
+    (tmp_path / "names").write_text("".join(line.format(i) for i in range(MAX_NAMES)))
+    found = shared(device(), file=tmp_path / "names")
+    with pytest.raises(errors.Refused, match="10000 names already"):
+        found.names.give(device(), "one-too-many", found.list_devices())
+
+
+def test_a_name_is_twice_whatever_its_case() -> None:
+    assert find_twice(["a", "b"]) is None
+    assert find_twice(["scope", "b", "Scope"]) == "Scope"
+    with pytest.raises(ValidationError, match="twice"):
+        named(scope={"serial": "A"}, Scope={"serial": "B"})
+
+
+def test_a_name_needs_a_description() -> None:
+    for wrong in ({}, {"serial": ""}, {"port": "usb1"}, {"id": "403:1"}, {"color": "red"}):
+        with pytest.raises(ValidationError):
+            named(scope=dict(wrong))
+
+
+# -- networks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("networks", "address", "may"),
+    [
+        ([], "203.0.113.9", True),
+        (["192.168.1.0/24"], "192.168.1.7", True), (["192.168.1.0/24"], "192.168.2.7", False),
+        (["10.0.0.1"], "10.0.0.1", True), (["10.0.0.1"], "10.0.0.2", False),
+        (["fd00::/8"], "fd12::1", True), (["fd00::/8"], "fe80::1", False),
+        (["fe80::/10"], "fe80::1%eth0", True), (["::1"], "127.0.0.1", False),
+        (["192.168.1.0/24"], "::ffff:192.168.1.7", True),
+        (["192.168.1.0/24"], "::ffff:192.168.2.7", False),
+        (["10.0.0.0/8", "fd00::/8"], "fd00::1", True), (["0.0.0.0/0"], "::2", False),
+    ],
+)  # fmt: skip
+def test_who_may_talk(networks: list[str], address: str, may: bool) -> None:
+    assert (address in Networks(networks)) is may
+
+
+@pytest.mark.parametrize("text", ["bench3", "192.168.1.5/24", "10.0.0.0/33", "", "::1/200", "1.2"])
+def test_what_is_no_network(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a network such as"):
+        parse_network(text)
+
+
+# -- files that outlive a restart ---------------------------------------------------------------
+
+
+@contextmanager
+def full_disk(size: int = 0) -> Iterator[None]:
+    """No file of this process may grow beyond that, as on a disk without room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def event(kind: Kind = Kind.PLUGGED, seconds: float = 0, **more: object) -> Event:
+    speed = device().speed if kind is Kind.PLUGGED else None
+    facts = {"speed": speed, **more}
+    return events.of_device(kind, device(), NOW + timedelta(seconds=seconds), **facts)
+
+
+def ended(seconds: float = 0, cause: Cause = Cause.DETACHED) -> Event:
+    told = event(Kind.ENDED, seconds, holder=ANN, cause=cause)
+    return told.model_copy(update={"seconds": seconds})
+
+
+def history(path: Path) -> History:
+    return History(StateFile(path))
+
+
+def test_a_truncated_name_file_is_kept_aside_and_what_is_whole_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "names"
+    path.write_text('{"name": "one", "serial": "A5XK"}\n{"name": "tw')
+    assert names_of(shared(device(), file=path)) == ["one"]
+    assert "names is broken (line 2" in caplog.text
+    assert "kept as names.broken-1" in caplog.text
+    assert path.with_name("names.broken-1").read_text().endswith('{"name": "tw')
+    assert names_of(shared(device(), file=path)) == ["one"], "after another restart, too"
+
+
+def test_a_truncated_history_is_kept_aside_and_what_is_whole_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "history"
+    first = history(path)
+    for seconds in range(3):
+        first.record(event(seconds=seconds))
+    path.write_bytes(path.read_bytes()[:-9])
+    again = history(path)
+    assert len(again.events) == 2
+    assert "broken (line 3" in caplog.text
+    again.record(event(seconds=5))
+    assert len(history(path).events) == 3
+    assert len(list(tmp_path.glob("*.broken-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [b"\xff\xfe", b"[]\n", b"7\n", b"null\n", b"{}\n", b'{"name": "../x", "port": "1-1"}\n',
+     b'{"name": "x"}\n', b"[" * 100_000, b'{"at": NaN}\n', b"\0" * 100],
+)  # fmt: skip
+def test_rubbish_in_a_state_file_never_keeps_a_server_from_starting(
+    tmp_path: Path, rubbish: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("names", "history"):
+        (tmp_path / name).write_bytes(rubbish)
+    assert names_of(shared(device(), file=tmp_path / "names")) == [None]
+    assert history(tmp_path / "history").events == []
+    for name in ("names", "history"):
+        assert (tmp_path / f"{name}.broken-1").read_bytes() == rubbish
+        assert f"{name} is broken" in caplog.text
+
+
+def test_each_broken_file_is_kept(tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        (tmp_path / "history").write_text(content)
+        history(tmp_path / "history")
+    assert (tmp_path / "history.broken-1").read_text() == "one"
+    assert (tmp_path / "history.broken-2").read_text() == "two"
+
+
+def test_an_empty_file_is_no_broken_one(tmp_path: Path) -> None:
+    (tmp_path / "history").write_text("")
+    assert history(tmp_path / "history").events == []
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_on_a_full_disk_a_name_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    found = shared(device(), file=tmp_path / "names")
+    found.names.give(device(), "old", found.list_devices())
+    with full_disk(), pytest.raises(errors.SystemFault, match="cannot be written") as caught:
+        found.names.give(device(), "new", found.list_devices())
+    assert "df -h" in (caught.value.hint or "")
+    assert names_of(found) == ["old"]
+    assert [p.name for p in tmp_path.iterdir()] == ["names"], "nothing half written is left"
+    assert names_of(shared(device(), file=tmp_path / "names")) == ["old"]
+
+
+def test_on_a_full_disk_history_goes_on_and_is_written_when_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "history"
+    past = history(path)
+    past.record(event())
+    size = path.stat().st_size
+    with full_disk(size + 20):
+        for seconds in (1, 2, 3):
+            past.record(event(seconds=seconds))
+        assert len(past.events) == 4
+        assert len(history(path).events) == 1, "and no part of a line"
+    assert caplog.text.count("history is not kept over a restart") == 1
+    past.record(event(seconds=4))
+    assert len(history(path).events) == 5
+
+
+def test_what_a_full_disk_refused_is_written_at_the_end_if_there_is_room(tmp_path: Path) -> None:
+    past = history(tmp_path / "history")
+    with full_disk():
+        past.record(event())
+        past.flush()
+    past.flush()
+    assert len(history(tmp_path / "history").events) == 1
+
+
+def test_a_server_without_a_fixed_identity_writes_nothing(tmp_path: Path) -> None:
+    past = History(StateFile(None))
+    past.record(event())
+    assert len(past.events) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- history ------------------------------------------------------------------------------------
+
+
+def test_history_survives_a_restart(tmp_path: Path) -> None:
+    past = history(tmp_path / "history")
+    for told in (event(), event(Kind.ATTACHED, 1, holder=ANN), ended(75, Cause.TIME_UP)):
+        past.record(told)
+    again = history(tmp_path / "history")
+    assert again.events == past.events
+    last = again.last_session(device().id)
+    assert last == Ended(holder=ANN, at=NOW + timedelta(seconds=75), cause=Cause.TIME_UP)
+    assert str(again.events[-1]) == "0403:6001:A5XK ended with ann@pc after 1 min 15 s: time_up"
+
+
+def test_history_is_bounded_in_all_and_for_each_device(tmp_path: Path) -> None:
+    past = history(tmp_path / "history")
+    for n in range(MAX_PER_DEVICE + 50):
+        past.record(event(seconds=n))
+    assert len(past.events) == MAX_PER_DEVICE
+    assert past.events[0].at == NOW + timedelta(seconds=50)
+    for n in range(MAX_EVENTS):
+        past.record(event(seconds=1000 + n).model_copy(update={"device": f"d{n}"}))
+    assert len(past.events) == MAX_EVENTS
+    assert all(e.device.startswith("d") for e in past.events), "the oldest go first"
+    assert len((tmp_path / "history").read_text().splitlines()) <= 2 * MAX_EVENTS
+
+
+def test_the_file_is_bounded_too(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    line = event().model_dump_json(exclude_none=True) + "\n"
+    path.write_text(line * 2 * MAX_EVENTS)
+    history(path).record(event(seconds=1))
+    assert len(path.read_text().splitlines()) == MAX_PER_DEVICE
+
+
+def test_flapping_is_noted() -> None:
+    past = History(StateFile(None))
+    for n in range(FLAPPING):
+        past.record(event(seconds=30 * n))
+    assert [e.note for e in past.events][:-1] == [None] * (FLAPPING - 1)
+    assert past.events[-1].note == f"flapping: plugged {FLAPPING} times in 2 min"
+
+
+def test_plugging_now_and_then_is_no_flapping() -> None:
+    past = History(StateFile(None))
+    for n in range(2 * FLAPPING):
+        past.record(event(seconds=300 * n))
+    assert {e.note for e in past.events} == {None}
+
+
+def test_a_lower_speed_is_noted() -> None:
+    past = History(StateFile(None))
+    past.record(event(speed=480.0))
+    past.record(event(Kind.UNPLUGGED, 10, speed=480.0))
+    past.record(event(seconds=20, speed=12.0))
+    past.record(event(seconds=30, speed=480.0))
+    assert [e.note for e in past.events] == [
+        None, None, "came back at 12 Mbit/s, before 480", None,
+    ]  # fmt: skip
+
+
+def test_a_session_that_a_crash_left_open_is_closed(tmp_path: Path) -> None:
+    history(tmp_path / "history").record(event(Kind.ATTACHED, 1, holder=ANN))
+    past = history(tmp_path / "history")
+    past.close_open_sessions(NOW + timedelta(seconds=61))
+    last = past.events[-1]
+    assert (last.kind, last.cause, last.seconds) == (Kind.ENDED, Cause.SERVER_STOPPED, 60)
+    assert "killed or lost power" in (last.note or "")
+    again = history(tmp_path / "history")
+    again.close_open_sessions(NOW + timedelta(seconds=99))
+    assert again.events == past.events, "once"
+
+
+def test_each_event_is_told() -> None:
+    told: list[Event] = []
+    past = History(StateFile(None))
+    past.on_event = told.append
+    past.record(event())
+    assert told == past.events
+
+
+# -- what two snapshots tell --------------------------------------------------------------------
+
+
+def held(by: Holder = ANN, **more: object) -> Device:
+    return device().model_copy(update={"holder": by, "state": State.IN_USE, **more})
+
+
+def last(cause: Cause, by: str | None = None) -> dict[str, Ended]:
+    return {"last_session": Ended(holder=ANN, at=NOW + timedelta(seconds=5), cause=cause, by=by)}
+
+
+REPLUGGED = device().model_copy(update={"devnum": 6, **last(Cause.UNPLUGGED)})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ([], [], []),
+        ([device()], [device()], []),
+        ([], [device()], ["plugged"]),
+        ([device()], [], ["unplugged"]),
+        ([device()], [device("1-2")], ["unplugged", "plugged"]),
+        ([device()], [held()], ["attached by ann@pc"]),
+        ([], [held()], ["plugged", "attached by ann@pc"]),
+        ([device()], [held(ANN.model_copy(update={"since": None}))], []),
+        ([held()], [held(ANN.model_copy(update={"ends_soon": True}))], []),
+        (
+            [held()], [device().model_copy(update=last(Cause.TIME_UP))],
+            ["ended with ann@pc after 5 s: time_up"],
+        ),
+        (
+            [held()], [held(BOB, **last(Cause.TAKEN_OVER, "bob@pc"))],
+            ["ended with ann@pc after 5 s: taken_over by bob@pc", "attached by bob@pc"],
+        ),
+        ([held()], [], ["ended with ann@pc after 30 s", "unplugged"]),
+        (
+            [held()], [REPLUGGED],
+            ["ended with ann@pc after 5 s: unplugged", "unplugged", "plugged"],
+        ),
+    ],
+)  # fmt: skip
+def test_changes_between_two_snapshots(
+    before: list[Device], after: list[Device], told: list[str]
+) -> None:
+    at = NOW + timedelta(seconds=30)
+    found = [str(e).partition(" ")[2] for e in events.changes(before, after, at)]
+    assert found == told
+
+
+def test_a_servers_own_plugs_leave_sessions_to_who_ends_them() -> None:
+    assert [e.kind for e in events.plugs([held()], [], NOW)] == [Kind.UNPLUGGED]
+
+
+@pytest.mark.parametrize(
+    ("word", "count"),
+    [(None, 1), ("SCOPE", 1), ("0403:6001:a5xk", 1), ("1-1.4", 1), ("a5xk", 1), ("0403", 1),
+     ("nothing", 0)],
+)  # fmt: skip
+def test_events_about_a_word(word: str | None, count: int) -> None:
+    told = event().model_copy(update={"name": "scope"})
+    assert len(events.about([told], word)) == count
+
+
+def test_an_event_is_the_same_after_its_file() -> None:
+    told = ended(3.5)
+    assert Event.model_validate(json.loads(told.model_dump_json())) == told
