@@ -19,7 +19,7 @@ from math import inf
 from typing import Any
 
 from usb_remote import errors, events
-from usb_remote.events import Kind
+from usb_remote.events import Event, Kind
 from usb_remote.lease import ExportHost, Journal, Lease, Times, busy, refuse_protected
 from usb_remote.model import BusId, Cause, Device, Holder, Request, State
 from usb_remote.sessions import End, EndWatch, Ports, make_mortal
@@ -292,8 +292,12 @@ class Leases:
         lease.holder = wish.holder.model_copy(update={"since": now, "until": until, "asked": asked})
         if wish.duration:
             self._limit(wish.duration, device.bus_id, lease)
-        log.info("%s attached by %s (%s)", device.bus_id, lease.holder, device.label)
-        self._journal.record(events.of_device(Kind.ATTACHED, device, now, holder=lease.holder))
+        event = events.of_device(Kind.ATTACHED, device, now, holder=lease.holder)
+        asyncio.get_running_loop().call_soon(self._tell_attached, event)  # the client goes first
+
+    def _tell_attached(self, event: Event) -> None:
+        log.info("%s attached by %s (%s)", event.bus_id, event.holder, event.name or event.device)
+        self._journal.record(event)
         self.on_change()
 
     def _limit(self, seconds: float, bus_id: BusId, lease: Lease) -> None:
