@@ -296,8 +296,8 @@ class Leases:
         asyncio.get_running_loop().call_soon(self._tell_attached, event)  # the client goes first
 
     def _tell_attached(self, event: Event) -> None:
-        log.info("%s attached by %s (%s)", event.bus_id, event.holder, event.name or event.device)
         self._journal.record(event)
+        log.info("%s attached by %s (%s)", event.bus_id, event.holder, event.name or event.device)
         self.on_change()
 
     def _limit(self, seconds: float, bus_id: BusId, lease: Lease) -> None:
