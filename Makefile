@@ -2,30 +2,49 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs generate screenshots dist bench clean
 
-.venv/ready: pyproject.toml constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--no-build-isolation --editable '.[dev]'
+	$(PIP) hatchling editables
+	$(PIP) --no-build-isolation --editable .
 	touch $@
 
-demo: .venv/ready  ## show the main job on devices that are programs
+.venv/ready: .venv/installed
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## show the main job on devices that are programs
 	@$(BIN)/usb-remote demo
 
 test: .venv/ready  ## run the tests; those that lack root or Debian packages say so and are skipped
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 --dist worksteal
 
 check: .venv/ready  ## format, lint, types, imports, docs
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench tools docs/conf.py
+	$(BIN)/ruff check src tests bench tools docs/conf.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q tests/test_docs.py
+	$(BIN)/pytest -q $(patsubst %,tests/test_%.py,\
+		docs generated site reference_pages protocol_page troubleshooting)
+
+docs: .venv/ready  ## build the documentation as a site: site/index.html
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env docs site
+	@echo "open site/index.html"
+
+generate: .venv/ready  ## write the references of commands and keys, the man page and the completions anew
+	@$(BIN)/python -m tools
+
+screenshots: .venv/ready  ## draw docs/images/*.svg anew from real output; needs root
+	@$(BIN)/python -m tools.screenshots
+
+dist: .venv/ready  ## wheel and sdist of the last commit in dist/, built twice, installed and tried
+	@$(BIN)/python -m tools.dist
 
 bench: .venv/ready  ## measure against the alternatives; docs/explanations/performance.md says what
 	@$(BIN)/python -m bench
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build site

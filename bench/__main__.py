@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench import attaching, enumerating, listing, memory, push, report, requests, sharing
+from bench import attaching, enumerating, listing, memory, push, report, requests, residing, sharing
 
 
 class Section(NamedTuple):
@@ -29,6 +29,7 @@ SECTIONS = {
     "enumerate": Section(enumerating.obstacle, enumerating.run),
     "attach": Section(attaching.obstacle, attaching.run),
     "sharing": Section(sharing.obstacle, sharing.run),
+    "agent": Section(residing.obstacle, residing.run),
 }
 
 

@@ -15,8 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from usb_remote import vhci
-from usb_remote.cli import wiring
+from usb_remote import vhci, wiring
 from usb_remote.client import How
 from usb_remote.config import Config
 from usb_remote.matching import Query

@@ -9,11 +9,12 @@ from functools import partial
 from bench import report
 from bench.guest_enumerate import milliseconds
 from usb_remote import protection
-from usb_remote.model import Device, DeviceName
+from usb_remote.model import Device
 from usb_remote.rules import Criteria, Names, Place, Rule
 from usb_remote.sharing import NameBook, SharedDevices
 from usb_remote.state import StateFile
 from usb_remote.udev.devices import Devices
+from usb_remote.values import DeviceName
 
 NAMES, RULES = 1000, 100
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyudev
 
-from usb_remote import history, leases, protection, protocol, server, sharing, usbip_host
+from usb_remote import history, leases, protection, replies, server, sharing, usbip_host
 from usb_remote.state import StateFile
 from usb_remote.udev.devices import Devices
 from usb_remote.udev.monitor import Monitor
@@ -37,7 +37,7 @@ async def serve(root: Path) -> None:
     past, names = history.History(StateFile(None)), sharing.NameBook(StateFile(None))
     shared = sharing.SharedDevices(devices, names)
     arbiter = leases.Leases(shared, usbip_host.Host(root), past)
-    info = protocol.Info(id="0" * 32, name="bench", version="3.0.0")
+    info = replies.Info(id="0" * 32, name="bench", version="3.0.0")
     control = server.ControlServer(shared, Monitor("usb"), arbiter, past, info)
     await control.start(["127.0.0.1"], 0)
     print(control.port, flush=True)

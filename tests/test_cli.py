@@ -7,10 +7,13 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,63 +21,8 @@ from typing import Any
 import pytest
 from usbip import protocol as reference
 
-COMMAND = [sys.executable, "-m", "usb_remote"]
-
-
-def usb_remote(*arguments: str, config: Path | None = None) -> subprocess.CompletedProcess[str]:
-    options = ["--config", str(config)] if config else []
-    return subprocess.run(
-        [*COMMAND, *options, *arguments],
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-
-
-class VirtualServer:
-    """`usb-remote server --virtual` on loopback, and a configuration that knows only it."""
-
-    def __init__(self, folder: Path, section: str = "{}") -> None:
-        options = ["--listen", "127.0.0.1", "--port", "0", "--usbip-port", "0", "--no-advertise"]
-        self.own_config = folder / "of-the-server"
-        self.configure(section)
-        self.process = subprocess.Popen(
-            [*COMMAND, "--config", str(self.own_config),
-             "server", "--virtual", "--name", "bench", *options],
-            stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.said = ""
-        ports = self.hear(r"on ports (\d+) \(control\) and (\d+) \(USB/IP\)")
-        self.port, self.usbip_port = int(ports[1]), int(ports[2])
-        self.name = f"127.0.0.1:{self.port}"
-        self.config = folder / "config"
-        self.config.write_text(f"discovery: false\nservers: ['127.0.0.1:{self.port}']\n")
-
-    def configure(self, section: str) -> None:
-        """Write what its own file says of the server; in force at its start, and after SIGHUP."""
-        self.own_config.write_text(f"server: {section}\n")
-
-    def hear(self, pattern: str) -> re.Match[str]:
-        """Read what it says until this is there, and forget all up to it."""
-        assert self.process.stderr
-        while not (found := re.search(pattern, self.said)):
-            line = self.process.stderr.readline()
-            assert line, f"the server ended: {self.said}"
-            self.said += line
-        self.said = self.said[found.end() :]
-        return found
-
-    def reload(self, section: str) -> None:
-        self.configure(section)
-        self.process.send_signal(signal.SIGHUP)
-
-    def say(self, line: str) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        self.said += self.process.communicate(timeout=20)[1]
-        return self.process.returncode
+from tests.commands import COMMAND, VirtualServer, usb_remote
+from usb_remote.rules import MAX_NAMES
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +91,11 @@ def test_find_prints_the_one_device(server: VirtualServer) -> None:
         (["attach"], 2, "error: which device?\nhint: "),
         (["list", "--host", "127.0.0.1:1"], 6, "error: 127.0.0.1:1: connection refused"),
         (["list", "--host", "a b"], 2, "error: 'a b' is not a host"),
-        (["fly"], 2, "No such command"),
+        (["fly"], 2, "error: No such command 'fly'\nhint: usb-remote --help\n"),
+        (["list", "--fly"], 2, "error: No such option: --fly\nhint: usb-remote list --help\n"),
+        (["config", "fly"], 2, "hint: usb-remote config --help\n"),
+        (["run"], 2, "hint: usb-remote run --help\n"),
+        (["config"], 2, "Usage: usb-remote config"),
         (["config", "set-timeout", "0"], 2, "error: the timeout is a number of seconds"),
     ],
 )
@@ -156,11 +108,21 @@ def test_failures_end_in_error_hint_and_status(
     assert "Traceback" not in done.stderr
 
 
+def test_debug_tells_who_was_asked_and_who_answered(server: VirtualServer, tmp_path: Path) -> None:
+    config = tmp_path / "both"
+    config.write_text(f"discovery: false\nservers: ['{server.name}', '127.0.0.1:1']\n")
+    said = usb_remote("--debug", "find", "1-1", config=config).stderr
+    for who in (server.name, "127.0.0.1:1"):
+        assert f"asking {who} at 127.0.0.1, TCP port {who.partition(':')[2]}" in said
+    assert re.search(rf"{server.name} answers at 127\.0\.0\.1 after 0\.\d+ s: 3 devices", said)
+    assert re.search(r"no answer from 127\.0\.0\.1:1 after 0\.\d+ s: .*connection refused", said)
+
+
 def test_no_server_anywhere_is_explained(nobody: Path) -> None:
     done = usb_remote("list", config=nobody)
     assert done.returncode == 3
     assert "error: no usb-remote server found" in done.stderr
-    assert "hint: start one with: usb-remote server" in done.stderr
+    assert "hint: start one with: sudo usb-remote server" in done.stderr
 
 
 def test_a_broken_configuration_is_an_error_with_file_line_and_key(tmp_path: Path) -> None:
@@ -211,6 +173,16 @@ def test_watch_prints_one_object_per_change(server: VirtualServer) -> None:
     assert (watching.returncode, rest, said) == (130, "", "")
 
 
+def test_watch_says_that_there_is_nobody_to_watch(nobody: Path) -> None:
+    command = [*COMMAND, "--config", str(nobody), "watch"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as watching:
+        assert watching.stderr
+        assert watching.stderr.readline() == "no usb-remote server yet; waiting for one\n"
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=20)
+    assert watching.returncode == 130
+
+
 def test_watch_on_a_terminal_is_a_live_table(server: VirtualServer) -> None:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
@@ -240,26 +212,76 @@ def test_a_server_stops_cleanly_on_sigterm(server: VirtualServer) -> None:
     assert "Traceback" not in server.said
 
 
-def test_a_server_ends_when_its_terminal_is_closed() -> None:
-    options = ["--listen", "127.0.0.1", "--port", "0", "--usbip-port", "0", "--no-advertise"]
+def on_terminal(*arguments: str) -> tuple[int, int]:
+    """Start it as somebody at a terminal does; its process, and what it writes."""
     child, terminal = pty.fork()
     if child == 0:
-        os.execv(COMMAND[0], [*COMMAND, "server", "--virtual", *options])
+        os.execv(COMMAND[0], [*COMMAND, *arguments])
+    return child, terminal
+
+
+def read_until(terminal: int, word: str) -> str:
+    """What is on the terminal up to there, or until the program ends."""
     said = b""
-    while b"(control)" not in said:
-        said += os.read(terminal, 4096)
+    with contextlib.suppress(OSError):  # it has ended (EIO)
+        while word.encode() not in said:
+            said += os.read(terminal, 4096)
+    return said.decode().replace("\r\n", "\n")
+
+
+def test_what_comes_next_is_said_on_a_terminal_only(server: VirtualServer) -> None:
+    child, terminal = on_terminal("--config", str(server.config), "list")
+    said = read_until(terminal, "never")
+    os.close(terminal)
+    os.waitpid(child, 0)
+    command = rf"sudo usb-remote attach '?{re.escape(server.name)}/1-1'?"
+    assert re.search(rf"Keyboard\nnext: {command}\n$", said), said
+    quiet = usb_remote("list", config=server.config)
+    assert quiet.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["a/b", "\x1b"])
+def test_a_name_that_no_handle_can_have_is_refused(name: str) -> None:
+    done = usb_remote("server", "--virtual", "--no-advertise", "--name", name)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 2)
+    assert "cannot be the name of a server" in done.stderr
+
+
+def test_a_server_that_may_open_few_files_goes_on_answering(tmp_path: Path) -> None:
+    few = ["bash", "-c", 'ulimit -n 256; exec "$@"', "bash"]
+    server = VirtualServer(tmp_path, prefix=few)
+    with contextlib.ExitStack() as stack:
+        for port in [server.port] * 300 + [server.usbip_port]:
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+        assert bus_ids(server) == ["1-1", "1-2", "1-3"]
+        with session(server):
+            server.hear("attached by 127.0.0.1")
+    assert server.stop() == 0
+    assert "Traceback" not in server.said
+
+
+def test_a_server_ends_when_its_terminal_is_closed() -> None:
+    options = ["--listen", "127.0.0.1", "--port", "0", "--usbip-port", "0", "--no-advertise"]
+    child, terminal = on_terminal("server", "--virtual", "--name", "my pi", *options)
+    said = read_until(terminal, "Ctrl-C")
+    assert re.search(r"\n  1-3 .* available .*Keyboard\nnext, where you want them: ", said)
+    assert "sudo usb-remote attach 'my pi/1-1' (this runs until" in said
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_taken_control_port_is_named(server: VirtualServer) -> None:
+@pytest.mark.parametrize("taken", ["port", "usbip_port"])
+def test_a_taken_port_is_named_and_so_is_the_server_that_has_it(
+    server: VirtualServer, taken: str
+) -> None:
+    ports = {"port": 0, "usbip_port": 0, taken: getattr(server, taken)}
     done = usb_remote(
         "server", "--virtual", "--no-advertise", "--listen", "127.0.0.1",
-        "--usbip-port", "0", "--port", str(server.port),
+        "--usbip-port", str(ports["usbip_port"]), "--port", str(ports["port"]),
     )  # fmt: skip
     assert done.returncode == 5
-    assert f"error: cannot listen on port {server.port}" in done.stderr
-    assert "hint: who has it? type: sudo ss -tlnp" in done.stderr
+    assert f"port {ports[taken]} of 127.0.0.1: Address already in use by usb-remote" in done.stderr
+    assert f"hint: type: sudo kill {server.process.pid}\n" in done.stderr
 
 
 def test_configuration_by_command(tmp_path: Path) -> None:
@@ -276,6 +298,30 @@ def test_configuration_by_command(tmp_path: Path) -> None:
     assert "# mine" in path.read_text()
 
 
+def test_the_path_of_the_configuration_as_json(nobody: Path) -> None:
+    shown = json.loads(usb_remote("config", "path", "--json", config=nobody).stdout)
+    assert shown["path"] == str(nobody)
+    assert "/etc/usb-remote/usb-remote.config" in shown["candidates"]
+
+
+def test_a_missing_configuration_is_made_by_what_the_hint_says(tmp_path: Path) -> None:
+    path = tmp_path / "missing"
+    done = usb_remote("list", config=path)
+    assert done.returncode == 2
+    assert f"hint: usb-remote --config {path} config add-server HOST makes it" in done.stderr
+    usb_remote("config", "add-server", "pi", config=path)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("arguments", ["list", "list --json", "info", "--version"])
+def test_a_full_disk_is_an_error_with_a_hint(server: VirtualServer, arguments: str) -> None:
+    command = f"{shlex.join(COMMAND)} --config {server.config} {arguments} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.partition(":")[0]) == (5, "error")
+    assert "No space left on device\nhint: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_closed_pipe_is_no_error(server: VirtualServer) -> None:
     command = f"{' '.join(COMMAND)} --config {server.config} list | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
@@ -283,14 +329,54 @@ def test_a_closed_pipe_is_no_error(server: VirtualServer) -> None:
 
 
 def test_the_demo_shows_the_main_job_and_cleans_up() -> None:
-    done = usb_remote("demo")
+    mark = uuid.uuid4().hex
+    done = usb_remote("demo", USB_REMOTE_MARK=mark)
     assert done.returncode == 0, done.stderr
     for part in ("found demo at 127.0.0.1", "it is gone", "ms after the plug", "it came back",
                  "'usb-remote virtual disk'", "the client has seen it", "cleaned up"):  # fmt: skip
         assert part in done.stdout
-    assert "server --virtual" not in subprocess.run(
-        ["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=True
-    ).stdout.replace(f" {os.getpid()} ", "")
+    assert not [p for p in Path("/proc").iterdir() if mark.encode() in _environment(p)]
+
+
+ALONE = ["unshare", "--map-root-user", "--net"]
+WITH_THE_PORT_OF_MDNS_TAKEN = """
+import socket, subprocess, sys
+taken = socket.socket(type=socket.SOCK_DGRAM)
+taken.bind(("", 5353))
+sys.exit(subprocess.run(sys.argv[1:]).returncode)
+"""
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("true", "no network interface to ask on\nhint: is the loopback interface up?"),
+        ("ip link set lo up", "nothing heard for 8 s\nhint: who has its port?"),
+        ("ip link set lo up", "the server: warning: not announced by mDNS: "),
+    ],
+)
+def test_the_demo_says_why_mdns_does_not_work(network: str, said: str) -> None:
+    """Without a loopback interface, and where another program has the port for itself."""
+    if subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine allows no network namespaces (unshare)")
+    words = [sys.executable, "-c", WITH_THE_PORT_OF_MDNS_TAKEN, *COMMAND, "demo"]
+    script = f"{network}; exec {shlex.join(words)}"
+    start = time.monotonic()
+    done = subprocess.run(
+        [*ALONE, "bash", "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert time.monotonic() - start < 20
+    assert done.returncode == 5
+    assert "error: mDNS does not work on this machine" in done.stderr
+    assert said in done.stderr
+
+
+def _environment(process: Path) -> bytes:
+    """Of a process, empty if it is none (any more) or not ours."""
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:
+        return b""
 
 
 # -- sharing ------------------------------------------------------------------------------------
@@ -333,6 +419,7 @@ def test_sighup_loads_the_configuration_again(server: VirtualServer) -> None:
     [
         ("[", r":2: broken YAML"),
         ("{colour: red}", r":1: server.colour: unknown key\nhint: known keys: listen"),
+        ("{names: {scope: {serial: 2026-13-45}}}", r":1: broken YAML: '2026-13-45' is no value"),
     ],
 )
 def test_a_broken_new_file_is_reported_and_the_old_one_stays_in_force(
@@ -345,6 +432,18 @@ def test_a_broken_new_file_is_reported_and_the_old_one_stays_in_force(
     server.reload("{}")
     server.hear("the configuration was loaded again")
     assert bus_ids(server) == ["1-1", "1-2", "1-3"]
+
+
+def test_ten_thousand_names_are_loaded_while_others_are_answered(server: VirtualServer) -> None:
+    names = "".join(f"n{i}: {{serial: S{i}}}, " for i in range(MAX_NAMES - 1))
+    server.reload(f"{{names: {{{names} scope: {{port: 1-1}}}}}}")
+    answers = 0
+    until = time.monotonic() + 60
+    while all(device["name"] is None for device in ask(server, "list")):
+        assert time.monotonic() < until
+        answers += 1
+    assert answers > 5, "and not one before, one after"
+    server.hear("the configuration was loaded again")
 
 
 def test_a_new_file_that_is_gone_leaves_the_old_one_in_force(server: VirtualServer) -> None:

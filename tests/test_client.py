@@ -3,88 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import HOST, Running, eventually, running_server
+from tests.importing import ArrivedAtOnce, UserSpaceImporter
+from tests.serving import HOST, Running, at, found, knowing, running_server
+from tests.waiting import eventually
 from usb_remote import errors
-from usb_remote.client import Client
+from usb_remote.client import Client, How
 from usb_remote.config import Config
 from usb_remote.finder import Failure, Finder
 from usb_remote.matching import Query
-from usb_remote.model import Attachment, BusId, Server, State
-from usb_remote.virtual import KINDS, import_device
+from usb_remote.model import Attachment, Device, Server, State, with_ids
+from usb_remote.values import BusId
+from usb_remote.virtual import KINDS, VirtualDevices
 from usb_remote.watcher import Change, Watcher
 
 DATA = Path(__file__).parent / "data" / "2x"
-
-
-class UserSpaceImporter:
-    """Imports over real USB/IP, but into this process instead of the kernel."""
-
-    def __init__(self, broken: errors.UsbRemoteError | None = None) -> None:
-        self.broken = broken
-        self._handles: dict[int, tuple[Attachment, object]] = {}
-
-    async def prepare(self) -> None:
-        """This process can always import."""
-
-    def list_attachments(self) -> list[Attachment]:
-        return [attachment for attachment, _ in self._handles.values()]
-
-    async def attach(
-        self, address: str, bus_id: BusId, *, usbip_port: int, timeout: float
-    ) -> Attachment:
-        if self.broken:
-            raise self.broken
-        handle = await asyncio.to_thread(import_device, address, usbip_port, bus_id)
-        attachment = Attachment(
-            vhci_port=len(self._handles),
-            address=address,
-            bus_id=bus_id,
-            local_bus_id=f"9-{len(self._handles) + 1}",
-            devid=handle.conn.devid,
-            serial=f"VIRTUAL000{bus_id[-1]}",
-        )
-        self._handles[attachment.vhci_port] = (attachment, handle)
-        return attachment
-
-    def local_bus_id(self, attachment: Attachment) -> str | None:
-        return attachment.local_bus_id
-
-    async def detach(self, vhci_port: int) -> None:
-        _, handle = self._handles.pop(vhci_port)
-        handle.close()  # type: ignore[attr-defined]
-
-    def lose(self, vhci_port: int) -> None:
-        """The other side has gone, and this one does not know yet."""
-        self._handles[vhci_port][1].close()  # type: ignore[attr-defined]
-
-
-class ArrivedAtOnce:
-    """No kernel: what is imported is there."""
-
-    async def until(self, look: Callable[[], str | None], timeout: float) -> str | None:
-        return look()
-
-    async def until_usable(self, bus_id: str, timeout: float) -> tuple[str, ...]:
-        return ("/dev/ttyUSB0",)
-
-
-def found(*servers: Server) -> Callable[[], AsyncIterator[Server]]:
-    async def browse() -> AsyncIterator[Server]:
-        for server in servers:
-            yield server
-
-    return browse
-
-
-def at(bench: Running) -> str:
-    return f"{HOST}:{bench.control.port}"
 
 
 def finder(
@@ -95,13 +36,14 @@ def finder(
     return Finder(knowing(*configured, timeout=timeout), browse or found())
 
 
-def client(*configured: str, importer: UserSpaceImporter | None = None) -> Client:
+def client(
+    *configured: str,
+    importer: UserSpaceImporter | None = None,
+    arrival: ArrivedAtOnce = ArrivedAtOnce(),
+    me: str = "me",
+) -> Client:
     here = importer or UserSpaceImporter()
-    return Client(knowing(*configured), found(), here, ArrivedAtOnce, "me", lambda: {HOST})
-
-
-def knowing(*configured: str, timeout: float = 2.0) -> Config:
-    return Config(servers=list(configured), timeout=timeout, server_port=1)
+    return Client(knowing(*configured), found(), here, lambda: arrival, me, lambda: {HOST})
 
 
 async def test_a_server_in_yaml_and_mdns_is_listed_once_under_its_configured_name(
@@ -123,14 +65,23 @@ async def test_a_dead_server_is_one_failure_and_hides_nothing(bench: Running) ->
     assert "connection refused" in error.message
 
 
+async def test_what_is_said_to_be_at_a_dead_server_is_out_of_reach(bench: Running) -> None:
+    for query in (Query(handle="127.0.0.1:1/scope"), Query(host="127.0.0.1:1", serial="x")):
+        search = await finder("127.0.0.1:1", at(bench)).search()
+        with pytest.raises(errors.Unreachable, match="connection refused"):
+            search.choose(query)
+
+
 async def test_a_mute_server_costs_no_more_than_the_timeout(bench: Running) -> None:
-    with socket.create_server((HOST, 0)) as mute:
+    with contextlib.ExitStack() as stack:
+        mutes = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(4)]
+        names = [f"{HOST}:{mute.getsockname()[1]}" for mute in mutes]
         loop = asyncio.get_running_loop()
         start = loop.time()
-        search = await finder(f"{HOST}:{mute.getsockname()[1]}", at(bench), timeout=0.3).search()
-        assert loop.time() - start < 3
-    assert (len(search.listings), len(search.failures)) == (1, 1)
-    assert "did not answer within 0.3 s" in search.failures[0].error.message
+        search = await finder(*names, at(bench), timeout=3).search()
+        assert loop.time() - start < 2 * 3, "they are asked at the same time"
+    assert (len(search.listings), len(search.failures)) == (1, 4)
+    assert "did not answer within 3 s" in search.failures[0].error.message
 
 
 async def test_answers_come_as_they_are_ready(bench: Running) -> None:
@@ -219,6 +170,61 @@ async def test_a_failed_import_gives_the_reservation_back(bench: Running) -> Non
     assert bench.control.snapshot.devices[0].state is State.AVAILABLE
 
 
+class Hanging(UserSpaceImporter):
+    """A tool that does not come to an end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = asyncio.Event()
+
+    async def attach(self, *args: Any, **more: Any) -> Attachment:
+        self.begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError("it never ends")
+
+
+class Unbindable(VirtualDevices):
+    async def bind(self, bus_id: BusId) -> None:
+        raise errors.SystemFault("the kernel refuses")
+
+
+async def test_an_attach_that_is_cancelled_is_that_whatever_the_server_says() -> None:
+    async with running_server("serial", bus=Unbindable) as bench:
+        hanging = Hanging()
+        attaching = asyncio.create_task(client(at(bench), importer=hanging).attach(Query()))
+        await hanging.begun.wait()
+        attaching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attaching
+        assert bench.control.snapshot.devices[0].state is State.AVAILABLE
+
+
+class NeverUsable(ArrivedAtOnce):
+    """Drivers that are still at it."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def until_usable(self, bus_id: str, timeout: float) -> tuple[str, ...]:
+        self.asked.set()
+        await asyncio.Event().wait()
+        return ()
+
+
+async def test_whoever_stops_waiting_for_the_drivers_leaves_nothing_attached(
+    bench: Running,
+) -> None:
+    here, arrival = UserSpaceImporter(), NeverUsable()
+    one = client(at(bench), importer=here, arrival=arrival)
+    attaching = asyncio.create_task(one.attach(Query(bus="1-1")))
+    await arrival.asked.wait()
+    attaching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attaching
+    assert here.list_attachments() == []
+    assert bench.control.snapshot.devices[0].state is State.AVAILABLE
+
+
 async def test_a_stale_import_is_detached_before_the_next(bench: Running) -> None:
     here = UserSpaceImporter()
     one = client(at(bench), importer=here)
@@ -267,6 +273,22 @@ async def test_watch_follows_a_server_through_plug_loss_and_return() -> None:
             assert back.listing is not None
 
 
+async def test_a_watch_that_is_cancelled_leaves_no_task(bench: Running) -> None:
+    async def follow() -> None:
+        async with aclosing(Watcher(knowing(at(bench)), found()()).watch()) as changes:
+            async for _ in changes:
+                told.set()
+
+    told = asyncio.Event()
+    before = asyncio.all_tasks()
+    following = asyncio.create_task(follow())
+    await told.wait()
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
+    await eventually(lambda: asyncio.all_tasks() <= before)
+
+
 async def test_one_server_under_two_entries_is_watched_once(bench: Running) -> None:
     by_mdns = bench.server.model_copy(update={"id": bench.control.info.id})
     async with aclosing(Watcher(knowing(at(bench)), found(by_mdns)()).watch()) as changes:
@@ -276,6 +298,15 @@ async def test_one_server_under_two_entries_is_watched_once(bench: Running) -> N
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await anext(changes)
+
+
+def test_who_may_never_come_back_is_asked_seldom_whom_the_configuration_names_is_not() -> None:
+    named, met = (
+        Server(name=name, id=name[0] * 32, version="3", addresses=(name,)) for name in ("pi", "tom")
+    )
+    watcher = Watcher(knowing("pi"), found()())
+    pauses = [[watcher._pause(s, after) for after in (1, 100, 1000, 4000)] for s in (named, met)]
+    assert pauses == [[2, 5, 15, 15], [2, 5, 15, 300]]
 
 
 async def test_a_2x_server_is_spoken_to_in_its_own_words() -> None:
@@ -296,3 +327,103 @@ async def test_a_2x_server_is_spoken_to_in_its_own_words() -> None:
     assert listing.server.id is None
     assert [d.bus_id for d in listing.snapshot.devices] == ["1-1.4", "2-1"]
     assert heard[-1] == b'{"command":"list"}'
+
+
+async def test_what_was_swapped_since_it_was_listed_is_not_asked_for(bench: Running) -> None:
+    one = client(at(bench))
+    (match,) = (await finder(at(bench)).search()).select(Query(bus="1-1"))
+    for other in ({"serial": "VIRTUAL0009"}, {"serial": None}, {"product_id": "0009"}):
+        swapped = match._replace(device=match.device.model_copy(update=other))
+        with pytest.raises(errors.NotFound):
+            await one.attach_found(swapped)
+    assert bench.control.snapshot.devices[0].state is State.AVAILABLE
+
+
+async def test_a_serial_number_is_never_a_glob() -> None:
+    class Odd(VirtualDevices):
+        def list_devices(self) -> tuple[Device, ...]:
+            (device,) = super().list_devices()
+            return with_ids([device.model_copy(update={"serial": "[*" * 64})])
+
+    async with running_server("serial", bus=Odd) as bench:
+        done = await client(at(bench)).release(Query(bus="1-1"), None)
+        assert done.device.serial == "[*" * 64
+
+
+async def test_of_two_programs_that_attach_at_once_one_does_and_the_other_is_told_so(
+    bench: Running,
+) -> None:
+    here = UserSpaceImporter()
+    both = [client(at(bench), importer=here).attach(Query(bus="1-1")) for _ in range(2)]
+    first, second = await asyncio.gather(*both)
+    assert {first.already, second.already} == {False, True}
+    assert first.attachment == second.attachment
+    assert [e.kind for e in bench.history.events if e.kind in {"attached", "ended"}] == ["attached"]
+    await client(at(bench), importer=here).detach(Query(bus="1-1"))
+
+
+async def test_who_waits_in_a_queue_does_not_hold_up_others_of_this_machine(
+    bench: Running,
+) -> None:
+    here, theirs = UserSpaceImporter(), UserSpaceImporter()
+    one, other = client(at(bench), importer=here), client(at(bench), importer=theirs, me="you")
+    await other.attach(Query(bus="1-1"))
+    waiting = asyncio.create_task(one.attach(Query(bus="1-1"), How(wait=0)))
+    await eventually(lambda: bench.control.snapshot.devices[0].waiting == 1)
+    with pytest.raises(errors.Busy, match="in use by"):
+        await one.attach(Query(bus="1-1"))
+    forced = await one.attach(Query(bus="1-1"), How(force=True))
+    await one.detach(Query(bus="1-1"))
+    assert (await waiting).attachment.bus_id == forced.attachment.bus_id
+    await one.detach(Query(bus="1-1"))
+    await theirs.detach(0)
+
+
+# -- which server is meant by a name ------------------------------------------------------------
+
+
+@asynccontextmanager
+async def two_servers() -> AsyncIterator[tuple[Running, Running]]:
+    async with running_server("serial") as first, running_server("disk") as second:
+        second.control.info = second.control.info.model_copy(update={"id": "2" * 32})
+        yield first, second
+
+
+async def test_a_name_is_looked_up_alike_by_find_list_and_watch(bench: Running) -> None:
+    config = Config(server_port=bench.control.port, timeout=2.0)
+    for host in ("localhost", "LOCALHOST", HOST, f"localhost:{bench.control.port}"):
+        finder = Finder(config, found())
+        assert [li.server.name for li in (await finder.search(host)).listings] == [host]
+        assert (await finder.find(Query(bus="1-1", host=host))).device.bus_id == "1-1"
+        async with aclosing(Watcher(config, found()(), host=host).watch()) as changes:
+            assert (await _next(changes)).server.name == host
+
+
+async def test_the_server_that_nobody_named_has_its_own_name(bench: Running) -> None:
+    config = Config(server_port=bench.control.port, timeout=2.0)
+    assert (await Finder(config, found()).find(Query(handle="bench/1-1"))).server.name == "bench"
+    async with aclosing(Watcher(config, found()()).watch()) as changes:
+        assert (await _next(changes)).server.name == "bench"
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+async def test_a_name_goes_before_the_address_of_another_server(turn: int) -> None:
+    async with two_servers() as (first, second):
+        other = f"localhost:{second.control.port}"
+        config = Config(servers=["localhost", other][::turn], server_port=first.control.port)
+        search = await Finder(config, found()).search()
+        for host, kind in (("localhost", "serial"), (other, "disk")):
+            assert kind in search.choose(Query(handle=f"{host}/1209:")).device.description
+            assert kind in search.choose(Query(id="1209:*", host=host)).device.description
+            (listing,) = (await Finder(config, found()).search(host)).listings
+            assert listing.server.name == host
+            async with aclosing(Watcher(config, found()(), host=host).watch()) as changes:
+                assert (await _next(changes)).server.name == host
+        assert search.select(Query(handle="localhost/1-2")) == []
+
+
+async def test_a_watch_of_one_server_takes_no_notice_of_others(bench: Running) -> None:
+    pi = bench.server.model_copy(update={"name": "pi"})
+    other = Server(name="other", addresses=(HOST,), port=1)
+    async with aclosing(Watcher(knowing("x"), found(other, pi)(), host="pi").watch()) as changes:
+        assert (await _next(changes)).server.name == "pi"

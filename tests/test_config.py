@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from usb_remote import config, errors
-from usb_remote.model import DeviceName
+from usb_remote import config, config_edit, config_file, errors
+from usb_remote.values import DeviceName
 
 EXAMPLE = """\
 # our bench
@@ -27,7 +27,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_read(file: Path) -> None:
-    loaded = config.load(file)
+    loaded = config_file.load(file)
     assert loaded.timeout == 2.5
     assert loaded.server.name == "mine"
     assert [(s.name, s.addresses, s.port) for s in loaded.configured_servers] == [
@@ -37,7 +37,7 @@ def test_a_file_is_read(file: Path) -> None:
 
 
 def test_no_file_is_the_defaults() -> None:
-    assert config.load(None) == config.Config()
+    assert config_file.load(None) == config.Config()
 
 
 def test_a_file_of_2x_is_read(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_file_of_2x_is_read(tmp_path: Path) -> None:
     path.write_text(
         "server_port: 5055\nserver_ranges:\n- 192.168.1.30-40\nservers:\n- pi\ntimeout: 2.0\n"
     )
-    assert len(config.load(path).range_servers) == 11
+    assert len(config_file.load(path).range_servers) == 11
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,12 @@ def test_a_file_of_2x_is_read(tmp_path: Path) -> None:
         ("on_event: 'unclosed\n", ":", "broken YAML"),
         ('on_event: "a \'b"\n', ":1: on_event:", "No closing quotation"),
         ("on_event: 7\n", ":1: on_event:", "a list is needed"),
+        ("timeout: 1\non_event: 2026-13-45\n", ":2:", "'2026-13-45' is no value of its kind"),
+        ("timeout: !!int fast\n", ":1:", "'fast' is no value of its kind"),
+        ("discovery: !!bool perhaps\n", ":1:", "'perhaps' is no value of its kind"),
+        ("servers: []\n? - - a\n", ":", "broken YAML: is a list used as a key?"),
+        ("# c\n> # c\nallow_from: 5---\n2026-13-45", ":", "broken YAML"),
+        ("servers: " + "[" * 5000, ":", "broken YAML: it is nested too deeply"),
         ("on_event: [a, 7]\n", ":1: on_event.1:", "put it in quotes"),
     ],
 )
@@ -74,12 +80,14 @@ def test_a_mistake_is_named_with_file_line_and_key(
     path = tmp_path / "bad"
     path.write_text(text)
     with pytest.raises(errors.ConfigError) as caught:
-        config.load(path)
+        config_file.load(path)
     assert f"{path}{where}" in caught.value.message
     assert what in caught.value.message
 
 
 SERVER_MISTAKES = [
+    ("name: bench/3", ":2: server.name:", "'bench/3' cannot be the name of a server"),
+    ('port: 5055\nname: "\\e"', ":3: server.name:", "'' cannot be the name of a server"),
     ("share: all", ":2: server.share:", "a list is needed"),
     ("share:\n  - permit: all", ":3: server.share.0.permit:", "unknown key"),
     ("share:\n  - allow: everything", ":3: server.share.0.allow:", "a mapping of keys"),
@@ -124,7 +132,7 @@ def test_a_mistake_about_sharing_is_named_with_file_line_and_key(
     path = tmp_path / "bad"
     path.write_text("server:\n  " + text.replace("\n", "\n  ") + "\n")
     with pytest.raises(errors.ConfigError) as caught:
-        config.load(path)
+        config_file.load(path)
     assert f"{path}{where}" in caught.value.message
     assert what in caught.value.message
     assert caught.value.message.isprintable()
@@ -143,7 +151,7 @@ def test_an_unknown_key_comes_with_the_known_ones(tmp_path: Path, text: str, kno
     path = tmp_path / "bad"
     path.write_text(f"server:\n  {text}\n")
     with pytest.raises(errors.ConfigError) as caught:
-        config.load(path)
+        config_file.load(path)
     assert known in (caught.value.hint or "")
 
 
@@ -167,7 +175,7 @@ server:
 def test_all_of_sharing_is_read(tmp_path: Path) -> None:
     path = tmp_path / "good"
     path.write_text(SHARING)
-    loaded = config.load(path)
+    loaded = config_file.load(path)
     assert loaded.on_event == ["notify-send", "USB changed"]
     assert loaded.server.on_event == ["logger", "-t", "usb"]
     assert loaded.server.allow_from == ["192.168.1.0/24", "fd00::/8", "10.0.0.1/32"]
@@ -186,9 +194,25 @@ def test_all_of_sharing_is_read(tmp_path: Path) -> None:
 def test_what_the_command_line_says_leaves_sharing_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "good"
     path.write_text(SHARING)
-    section = config.load(path).server
+    section = config_file.load(path).server
     changed = config.overridden(section, {"port": 6000})
     assert changed == section.model_copy(update={"port": 6000})
+
+
+def test_a_servers_name_is_refused_with_the_same_words_wherever_it_is_given(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "bad"
+    path.write_text("server:\n  name: a/b\n")
+    with pytest.raises(errors.ConfigError) as in_file:
+        config_file.load(path)
+    with pytest.raises(errors.UsageError) as as_option:
+        config.overridden(config.ServerConfig(), {"name": "a/b"})
+    words = "'a/b' cannot be the name of a server: SERVER/DEVICE names a device"
+    assert in_file.value.message == f"{path}:2: server.name: {words}"
+    assert as_option.value.message == f"--name: {words}"
+    assert in_file.value.hint == as_option.value.hint
+    assert "without a slash" in (in_file.value.hint or "")
 
 
 @pytest.mark.parametrize("key", ["on_event", "server.on_event"])
@@ -199,7 +223,7 @@ def test_a_file_of_the_current_directory_must_not_name_programs(
     path.write_text("server: {on_event: evil}\n" if "." in key else "on_event: evil\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(errors.ConfigError, match=key) as caught:
-        config.load_in_force(None, {})
+        config_file.load_in_force(None, {})
     assert f"usb-remote --config {path}" in (caught.value.hint or "")
 
 
@@ -209,8 +233,8 @@ def test_a_file_of_the_current_directory_that_is_named_may_do_so(
     path = tmp_path / ".usb-remote.config"
     path.write_text("on_event: mine\n")
     monkeypatch.chdir(tmp_path)
-    assert config.load_in_force(path, {}).on_event == ["mine"]
-    assert config.load_in_force(None, {"USB_REMOTE_CONFIG": str(path)}).on_event == ["mine"]
+    assert config_file.load_in_force(path, {}).on_event == ["mine"]
+    assert config_file.load_in_force(None, {"USB_REMOTE_CONFIG": str(path)}).on_event == ["mine"]
 
 
 def test_a_file_of_the_current_directory_may_say_all_the_rest(
@@ -218,7 +242,7 @@ def test_a_file_of_the_current_directory_may_say_all_the_rest(
 ) -> None:
     (tmp_path / ".usb-remote.config").write_text("timeout: 1.5\nserver: {takeover: deny}\n")
     monkeypatch.chdir(tmp_path)
-    assert config.load_in_force(None, {}).timeout == 1.5
+    assert config_file.load_in_force(None, {}).timeout == 1.5
 
 
 def test_a_thousand_rules_are_checked_fast(tmp_path: Path) -> None:
@@ -226,60 +250,66 @@ def test_a_thousand_rules_are_checked_fast(tmp_path: Path) -> None:
     rules = "".join(f"  - deny: {{serial: 'S{n:04}*', bus: 1-1.*}}\n" for n in range(1000))
     path.write_text(f"server:\n  share:\n{rules}")
     started = time.monotonic()
-    assert len(config.load(path).server.share) == 1000
+    assert len(config_file.load(path).server.share) == 1000
     assert time.monotonic() - started < 5
+
+
+def test_a_place_that_cannot_be_looked_at_has_no_file() -> None:
+    """A directory of somebody else's says so with EACCES, but not to root; this is ENAMETOOLONG."""
+    environment = {"XDG_CONFIG_HOME": "/" + "x" * 300}
+    assert config_file.find_path(None, environment) in (None, config_file.SYSTEM)
 
 
 def test_a_file_that_was_asked_for_must_exist(tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigError, match="--config"):
-        config.find_path(tmp_path / "none")
+        config_file.find_path(tmp_path / "none")
     with pytest.raises(errors.ConfigError, match="USB_REMOTE_CONFIG"):
-        config.find_path(None, {"USB_REMOTE_CONFIG": str(tmp_path / "none")})
+        config_file.find_path(None, {"USB_REMOTE_CONFIG": str(tmp_path / "none")})
 
 
 def test_the_order_of_files(tmp_path: Path, file: Path) -> None:
     environment = {"XDG_CONFIG_HOME": str(tmp_path), "USB_REMOTE_CONFIG": str(file)}
-    assert config.find_path(None, environment) == file
+    assert config_file.find_path(None, environment) == file
     inside = tmp_path / "usb-remote" / "usb-remote.config"
     inside.parent.mkdir()
     inside.write_text("")
-    assert config.find_path(None, {"XDG_CONFIG_HOME": str(tmp_path)}) == inside
+    assert config_file.find_path(None, {"XDG_CONFIG_HOME": str(tmp_path)}) == inside
 
 
 def test_writing_keeps_the_users_comments(file: Path) -> None:
-    assert config.add_server(file, "bench5")
-    assert not config.add_server(file, "bench5")
-    config.set_timeout(file, 3.5)
-    assert config.remove_server(file, "bench4:6000")
-    assert not config.remove_server(file, "bench4:6000")
+    assert config_edit.add_server(file, "bench5")
+    assert not config_edit.add_server(file, "bench5")
+    config_edit.set_timeout(file, 3.5)
+    assert config_edit.remove_server(file, "bench4:6000")
+    assert not config_edit.remove_server(file, "bench4:6000")
     text = file.read_text()
     assert "# our bench" in text
     assert "# the old one" in text
-    assert config.load(file).servers == ["bench3", "bench5"]
-    assert config.load(file).timeout == 3.5
+    assert config_file.load(file).servers == ["bench3", "bench5"]
+    assert config_file.load(file).timeout == 3.5
 
 
 def test_writing_makes_the_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
-    config.add_server(path, "[fd00::1]:5055")
-    assert config.load(path).configured_servers[0].addresses == ("fd00::1",)
+    config_edit.add_server(path, "[fd00::1]:5055")
+    assert config_file.load(path).configured_servers[0].addresses == ("fd00::1",)
 
 
 def test_a_broken_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "broken"
     path.write_text("servers: [a\n")
     with pytest.raises(errors.ConfigError):
-        config.add_server(path, "b")
+        config_edit.add_server(path, "b")
     assert path.read_text() == "servers: [a\n"
 
 
 @pytest.mark.parametrize("host", ["", "a b", "-r evil:x:y", "host:port", "[::1"])
 def test_what_is_no_host(tmp_path: Path, host: str) -> None:
     with pytest.raises(errors.UsageError):
-        config.add_server(tmp_path / "file", host)
+        config_edit.add_server(tmp_path / "file", host)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
 def test_what_is_no_timeout(tmp_path: Path, timeout: float) -> None:
     with pytest.raises(errors.UsageError):
-        config.set_timeout(tmp_path / "file", timeout)
+        config_edit.set_timeout(tmp_path / "file", timeout)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
+from collections.abc import Iterator
 
 import pytest
 from usbip import protocol as reference
 
-from tests.conftest import HOST, Running, eventually, running_server
+from tests.serving import HOST, Running, running_server
+from tests.waiting import eventually
 from usb_remote import errors, exporter, virtual
 from usb_remote.history import History
 from usb_remote.lease import Times
 from usb_remote.leases import Leases
-from usb_remote.model import BusId, Device, Holder, State
+from usb_remote.model import Device, Holder, State
+from usb_remote.rules import Networks
 from usb_remote.state import StateFile
+from usb_remote.values import BusId
 from usb_remote.waiting import Wish
 
 SERIAL, DISK = BusId("1-1"), BusId("1-2")
@@ -62,6 +68,35 @@ async def test_a_session_is_seen_with_its_holder_until_it_ends(bench: Running) -
     await eventually(lambda: device(bench, SERIAL).state is State.AVAILABLE)
 
 
+@contextlib.contextmanager
+def no_file_left() -> Iterator[None]:
+    """This process can open nothing more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.closing(socket.socket()) as newest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (newest.fileno(), hard))
+    try:
+        held = []
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        yield
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_who_cannot_be_accepted_waits_without_keeping_us_busy(bench: Running) -> None:
+    with socket.socket() as client:
+        client.setblocking(False)
+        with no_file_left():
+            await asyncio.get_running_loop().sock_connect(client, (HOST, bench.exporter.port))
+            await eventually(lambda: bench.exporter._resting)
+        client.settimeout(10)
+        await asyncio.to_thread(reference.client_import, client, SERIAL.encode())
+    assert not bench.exporter._resting
+
+
 async def test_a_stock_client_is_named_by_its_address(bench: Running) -> None:
     with await import_it(bench, SERIAL):
         assert str(device(bench, SERIAL).holder) == HOST
@@ -76,6 +111,17 @@ async def test_a_second_client_never_steals(bench: Running) -> None:
         with pytest.raises(errors.Busy):
             await bench.leases.release(device(bench, SERIAL), BOB)
         assert device(bench, SERIAL).state is State.IN_USE
+
+
+async def test_a_copy_of_the_same_machine_is_another_client(bench: Running) -> None:
+    copy = ANN.model_copy(update={"host": "pc2", "address": "10.0.0.2"})
+    await bench.leases.reserve(device(bench, SERIAL), Wish(ANN))
+    with pytest.raises(errors.Busy, match="ann@pc1"):
+        await bench.leases.reserve(device(bench, SERIAL), Wish(copy))
+    with pytest.raises(errors.Busy):
+        await bench.leases.release(device(bench, SERIAL), copy)
+    moved = ANN.model_copy(update={"address": "10.0.0.2"})
+    await bench.leases.reserve(device(bench, SERIAL), Wish(moved))
 
 
 async def test_a_reservation_keeps_others_out_until_it_expires() -> None:
@@ -93,14 +139,6 @@ async def test_a_client_may_give_its_reservation_back(bench: Running) -> None:
     await bench.leases.reserve(device(bench, SERIAL), Wish(ANN))
     await bench.leases.release(device(bench, SERIAL), ANN)
     assert device(bench, SERIAL).state is State.AVAILABLE
-
-
-async def test_a_client_that_comes_back_after_a_crash_gets_its_device(bench: Running) -> None:
-    await bench.leases.reserve(device(bench, SERIAL), Wish(ANN))
-    with await import_it(bench, SERIAL):
-        await bench.leases.reserve(device(bench, SERIAL), Wish(ANN))
-        with await import_it(bench, SERIAL):
-            assert device(bench, SERIAL).state is State.IN_USE
 
 
 async def test_a_client_is_known_by_its_id_whatever_its_address(bench: Running) -> None:
@@ -176,6 +214,18 @@ async def test_many_silent_connections_do_not_keep_others_out(bench: Running) ->
             connection.close()
 
 
+async def test_a_handshake_that_new_networks_forbid_is_closed(bench: Running) -> None:
+    with socket.create_connection((HOST, bench.exporter.port)) as silent:
+        silent.settimeout(10)
+        silent.sendall(b"\x01\x11")
+        with await import_it(bench, SERIAL) as session:
+            bench.exporter.allowed = Networks(["10.0.0.0/8"])
+            bench.exporter.close_forbidden()
+            assert await asyncio.to_thread(silent.recv, 1) == b""
+            assert session.fileno() >= 0
+            assert device(bench, SERIAL).state is State.IN_USE  # that is for leases.enforce
+
+
 async def test_a_protected_device_is_refused_through_both_doors(bench: Running) -> None:
     protected = device(bench, DISK).model_copy(
         update={"state": State.PROTECTED, "reason": "sda1 is mounted at /"}
@@ -193,7 +243,7 @@ async def test_a_taken_port_is_named_with_the_command_that_frees_it() -> None:
     with socket.create_server((HOST, 0)) as usbipd:
         export = exporter.Exporter(devices, held)
         with pytest.raises(errors.SystemFault, match="cannot listen on USB/IP port") as caught:
-            await export.start([HOST], usbipd.getsockname()[1])
+            export.bind([HOST], usbipd.getsockname()[1])
         assert "usbipd" in (caught.value.hint or "")
     await held.start()
     await held.stop()

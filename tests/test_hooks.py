@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import eventually, running_server
+from tests.serving import running_server
+from tests.waiting import eventually
 from usb_remote import hooks
 from usb_remote.events import Event, Kind
 from usb_remote.hooks import Hook
@@ -124,6 +125,15 @@ async def test_a_command_that_hangs_is_killed_with_its_children(
     for name in ("1", "2"):
         pid = int((tmp_path / name).read_text())
         await eventually(lambda pid=pid: not is_running(pid))
+
+
+async def test_what_a_command_said_before_it_hung_is_in_the_log(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run("sh", "-c", "echo cannot reach the wiki; sleep 99", limit=0.5)
+    assert caplog.messages == [
+        "on_event: cannot reach the wiki", "on_event for ended took over 0.5 s: killed",
+    ]  # fmt: skip
 
 
 async def test_children_that_stay_behind_are_killed_too(run: Run, tmp_path: Path) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.commands import VirtualServer
 
 SOURCE = Path(__file__).parent.parent / "src/usb_remote"
 OWNERS = {
@@ -15,7 +18,7 @@ OWNERS = {
     "ifaddr": "mdns/",
     "pyudev": "udev/",
     "usbip": "virtual.py",
-    "ruamel": "config.py",
+    "ruamel": "config_file.py",
     "typer": "cli/app.py",
     "rich": "cli/watching.py",
 }
@@ -35,7 +38,15 @@ def test_each_outside_library_has_one_owner(library: str, owner: str) -> None:
     assert all(user.startswith(owner) for user in users), users
 
 
-def loaded_by(*arguments: str) -> set[str]:
+def alone() -> list[str]:
+    """A network of its own: whoever answers outside is not our test."""
+    command = ["unshare", "--map-root-user", "--net"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine allows no network namespaces (unshare)")
+    return command
+
+
+def loaded_by(*arguments: str, before: Sequence[str] = ()) -> set[str]:
     """Modules in memory after a command of its own process."""
     code = (
         "import atexit, sys\n"
@@ -43,11 +54,8 @@ def loaded_by(*arguments: str) -> set[str]:
         f"sys.argv = ['usb-remote', *{arguments!r}]\n"
         "from usb_remote.cli import main; main()"
     )
-    alone = ["unshare", "--map-root-user", "--net"]  # whoever answers outside is not our test
-    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this machine allows no network namespaces (unshare)")
     done = subprocess.run(
-        [*alone, sys.executable, "-c", code], capture_output=True, text=True, check=False
+        [*before, sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     return set(done.stderr.splitlines()[-1].split())
 
@@ -57,16 +65,29 @@ def test_version_loads_next_to_nothing() -> None:
     assert not loaded_by("--version") & heavy
 
 
+UNUSED_BY_LIST = {
+    "pyudev",
+    "ruamel.yaml",
+    "usbip",
+    "rich",
+    "usb_remote.server",
+    "usb_remote.leases",
+    "usb_remote.udev",
+}
+
+
 def test_list_loads_only_what_it_uses() -> None:
-    heavy = {
-        "pyudev",
-        "ruamel.yaml",
-        "usbip",
-        "rich",
-        "usb_remote.server",
-        "usb_remote.leases",
-        "usb_remote.udev",
-    }
-    loaded = loaded_by("list", "--host", "127.0.0.1:1")
-    assert not loaded & heavy
+    loaded = loaded_by("list", "--host", "127.0.0.1:1", before=alone())
+    assert not loaded & UNUSED_BY_LIST
     assert "usb_remote.finder" in loaded
+
+
+def test_list_loads_no_more_to_print_what_it_has_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    server = VirtualServer(tmp_path)
+    loaded = loaded_by("list", "--host", server.name)
+    assert server.stop() == 0
+    assert not loaded & UNUSED_BY_LIST
+    assert "usb_remote.cli.table" in loaded

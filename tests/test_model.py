@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from usb_remote.matching import Query, merge, select
-from usb_remote.model import BusId, Device, HardwareId, Match, Server, clean, with_ids
+from usb_remote.model import Device, Match, Server, with_ids
+from usb_remote.values import BusId, HardwareId, clean
 
 
 @pytest.mark.parametrize("text", ["1-1", "1-1.4", "12-3.4.5.6.7", "2-10"])

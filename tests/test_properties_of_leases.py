@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -23,8 +24,10 @@ from usb_remote import errors
 from usb_remote.events import Event, Kind
 from usb_remote.lease import Times
 from usb_remote.leases import Leases
-from usb_remote.model import BusId, Cause, Device, Ended, Holder, Request, State, with_ids
+from usb_remote.model import Cause, Device, Ended, Holder, Request, State, with_ids
+from usb_remote.rules import Networks
 from usb_remote.usbip_wire import Record
+from usb_remote.values import BusId
 from usb_remote.waiting import Wish
 
 HOST = "127.0.0.1"
@@ -33,6 +36,7 @@ TIMES = Times()
 LONG = TIMES.reservation + TIMES.grace + 1
 
 bus_ids = st.sampled_from(BUS_IDS)
+serials = st.sampled_from(["1-1", "1-2", "other"])  # two with one serial number are twins
 steps = st.sampled_from([0, 1, 2, 3, 4, 5, 6, 8, 12])
 clients = st.sampled_from(
     [
@@ -41,6 +45,13 @@ clients = st.sampled_from(
     ]
 )
 NEWCOMER = Holder(user="new", host="new", client="new", address="10.0.0.99")
+EVERYBODY_BUT = {
+    f"10.0.0.{n}": Networks(
+        str(network)
+        for network in IPv4Network("10.0.0.0/24").address_exclude(IPv4Network(f"10.0.0.{n}/32"))
+    )
+    for n in (1, 2, 3, 9)
+}
 
 
 class Clock(asyncio.SelectorEventLoop):
@@ -56,17 +67,25 @@ class Clock(asyncio.SelectorEventLoop):
 class Bus:
     """What is plugged in and what the kernel makes of it; each step takes a while."""
 
-    plugged: dict[BusId, int] = field(default_factory=dict)
+    plugged: dict[BusId, Device] = field(default_factory=dict)
     hidden: set[BusId] = field(default_factory=set)
     bound: set[BusId] = field(default_factory=set)
     sessions: dict[BusId, socket.socket] = field(default_factory=dict)
+    exported: dict[BusId, Device] = field(default_factory=dict)
     refuses: str = "nothing"
     wrongs: list[str] = field(default_factory=list)
     devnum: int = 1
 
-    def plug(self, bus_id: BusId) -> None:
+    def plug(self, bus_id: BusId, serial: str) -> None:
         self.devnum += 1
-        self.plugged[bus_id] = self.devnum
+        self.plugged[bus_id] = Device(
+            bus_id=bus_id, vendor_id="1209", product_id="0001", serial=serial, devnum=self.devnum
+        )
+
+    def has(self, device: Device) -> bool:
+        """Whether it has been there all the time."""
+        now = self.plugged.get(device.bus_id)
+        return now is not None and now.devnum == device.devnum
 
     def pull(self, bus_id: BusId) -> None:
         del self.plugged[bus_id]
@@ -82,16 +101,15 @@ class Bus:
     # as a source of devices
 
     def list_devices(self) -> tuple[Device, ...]:
-        return with_ids(
-            Device(bus_id=b, vendor_id="1209", product_id="0001", serial=b, devnum=number)
-            for b, number in self.plugged.items()
-            if b not in self.hidden
-        )
+        return with_ids(d for b, d in self.plugged.items() if b not in self.hidden)
+
+    def find(self, bus_id: BusId) -> Device | None:
+        return next((d for d in self.list_devices() if d.bus_id == bus_id), None)
 
     def record(self, bus_id: BusId) -> Record | None:
         if bus_id not in self.plugged:
             return None
-        return Record("", bus_id, 1, 2, 3, 4, 5, 6, (0, 0, 0), 1, 1, ())
+        return Record("", bus_id, 1, self.plugged[bus_id].devnum, 3, 4, 5, 6, (0, 0, 0), 1, 1, ())
 
     # as the kernel, which goes on with what it was told even if nobody waits for it any more
 
@@ -132,6 +150,7 @@ class Bus:
                 self.wrongs.append(f"two sessions of {bus_id}")
             if bus_id not in self.bound or self.refuses == "export":
                 raise errors.SystemFault("cannot export")
+            self.exported[bus_id] = self.plugged[bus_id]
             self.sessions[bus_id] = socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM)
 
         await self._kernel(work)
@@ -144,9 +163,53 @@ class Bus:
 
 
 @dataclass
+class AllOf:
+    """The bus as it is without any rule."""
+
+    bus: Bus
+
+    def list_devices(self) -> tuple[Device, ...]:
+        return with_ids(self.bus.plugged.values())
+
+    def find(self, bus_id: BusId) -> Device | None:
+        return self.bus.plugged.get(bus_id)
+
+    def record(self, bus_id: BusId) -> Record | None:
+        return self.bus.record(bus_id)
+
+
+@dataclass
+class Done:
+    """What was done that may end a session."""
+
+    hidden: set[BusId] = field(default_factory=set)
+    forbidden: set[str] = field(default_factory=set)
+    resets: int = 0
+    stopped: bool = False
+
+    def explains(self, event: Event, bus: Bus) -> bool:
+        """Whether the cause of an end is one that has been there."""
+        assert event.holder is not None
+        bus_id = BusId(event.bus_id)
+        is_there = bus.has(bus.exported[bus_id])
+        return {
+            Cause.DETACHED: True,
+            Cause.UNPLUGGED: not is_there,
+            Cause.DEVICE_RESET: False,
+            Cause.CLIENT_LOST: self.resets > 0,
+            Cause.TIME_UP: event.holder.until is not None,
+            Cause.TAKEN_OVER: event.by is not None,
+            Cause.FORBIDDEN: bus_id in self.hidden or event.holder.address in self.forbidden,
+            Cause.SERVER_STOPPED: self.stopped,
+        }[event.cause or Cause.DEVICE_RESET]
+
+
+@dataclass
 class Journal:
     """Events, and whether each session of a device ends before the next one begins."""
 
+    bus: Bus
+    done: Done
     open: dict[str, Holder] = field(default_factory=dict)
     last: dict[str, Ended] = field(default_factory=dict)
     wrongs: list[str] = field(default_factory=list)
@@ -154,11 +217,13 @@ class Journal:
     def record(self, event: Event) -> None:
         assert event.holder is not None
         if event.kind is Kind.ATTACHED:
-            if event.device in self.open:
-                self.wrongs.append(f"{event.device}: a second holder")
-            self.open[event.device] = event.holder
+            if event.bus_id in self.open:
+                self.wrongs.append(f"{event.bus_id}: a second holder")
+            self.open[event.bus_id] = event.holder
             return
-        began = self.open.pop(event.device, None)
+        began = self.open.pop(event.bus_id, None)
+        if not self.done.explains(event, self.bus):
+            self.wrongs.append(f"{event.bus_id}: {event.cause}, and nobody has done that")
         if began is None or began.since != event.holder.since:
             self.wrongs.append(f"{event.device}: an end without its beginning")
         if event.cause is None or (event.cause is Cause.TAKEN_OVER) != (event.by is not None):
@@ -177,11 +242,15 @@ class Asked:
     """A client that wants a device, and how that goes."""
 
     number: int
-    bus_id: BusId
+    device: Device
     wish: Wish
     task: asyncio.Task[None]
     waits: bool
     places: list[int]
+
+    @property
+    def bus_id(self) -> BusId:
+        return self.device.bus_id
 
     @property
     def is_granted(self) -> bool:
@@ -193,14 +262,15 @@ class Sharing(RuleBasedStateMachine):
         super().__init__()
         self.loop = Clock()
         self.runner = asyncio.Runner(loop_factory=lambda: self.loop)
-        self.bus, self.journal = Bus(), Journal()
-        self.held = Leases(self.bus, self.bus, self.journal, TIMES)
+        self.bus, self.done = Bus(), Done()
+        self.journal = Journal(self.bus, self.done)
+        self.held = Leases(self.bus, self.bus, self.journal, TIMES, AllOf(self.bus))
         self.asked: list[Asked] = []
         self.tasks: set[asyncio.Task[Any]] = set()
         self.ends: list[socket.socket] = []
         self.unexpected: list[str] = []
         for bus_id in BUS_IDS:
-            self.bus.plug(bus_id)
+            self.bus.plug(bus_id, bus_id)
         self.runner.run(self._start())
 
     async def _start(self) -> None:
@@ -231,11 +301,16 @@ class Sharing(RuleBasedStateMachine):
 
     async def _import(self, connection: socket.socket, bus_id: BusId, address: str) -> None:
         """As the exporter does."""
-        await self._quietly(self.held.begin(connection, bus_id, address))
+        await self._quietly(self.held.begin(connection, bus_id, address, lambda record: None))
         if not self.held.has(connection):
             connection.close()
         elif getattr(self.held._leases[bus_id].holder, "address", None) != address:
             self.unexpected.append("a reservation was used by somebody else")
+        else:
+            wish = self.held._leases[bus_id].wish
+            asked = next((a.device for a in self.asked if a.wish is wish), None)
+            if asked is not None and not asked.is_same(self.bus.exported[bus_id]):
+                self.unexpected.append(f"{asked} was asked for, {self.bus.exported[bus_id]} given")
 
     def _device(self, bus_id: BusId) -> Device | None:
         return next((d for d in self.bus.list_devices() if d.bus_id == bus_id), None)
@@ -267,7 +342,7 @@ class Sharing(RuleBasedStateMachine):
         places = list[int]()
         tell = (lambda place, holder: places.append(place)) if waits else None
         task = self._begin(self.held.reserve(device, wish, tell), steps)
-        self.asked.append(Asked(len(self.asked), bus_id, wish, task, waits, places))
+        self.asked.append(Asked(len(self.asked), device, wish, task, waits, places))
 
     @rule(bus_id=bus_ids, client=clients, steps=steps)
     def import_it(self, bus_id: BusId, client: Holder, steps: int) -> None:
@@ -306,6 +381,7 @@ class Sharing(RuleBasedStateMachine):
     def end_a_connection(self, which: int, reset: bool, steps: int) -> None:
         ours = self.ends.pop(which % len(self.ends))
         if reset:
+            self.done.resets += 1
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         ours.close()
         self.runner.run(self._steps(steps))
@@ -319,15 +395,15 @@ class Sharing(RuleBasedStateMachine):
 
     # -- the hand at the bus, the kernel, the server's owner
 
-    @rule(bus_id=bus_ids, again=st.booleans(), seen=st.booleans())
-    def pull_or_plug(self, bus_id: BusId, again: bool, seen: bool) -> None:
-        """Maybe so fast that the server sees no moment without the device."""
+    @rule(bus_id=bus_ids, serial=serials, again=st.booleans(), seen=st.booleans())
+    def pull_or_plug(self, bus_id: BusId, serial: str, again: bool, seen: bool) -> None:
+        """Maybe so fast that the server sees no moment without a device; maybe another one."""
         if bus_id not in self.bus.plugged:
-            self.bus.plug(bus_id)
+            self.bus.plug(bus_id, serial)
             return
         self.bus.pull(bus_id)
         if again:
-            self.bus.plug(bus_id)
+            self.bus.plug(bus_id, serial)
         if seen:
             self.held.forget_unplugged(self.bus.list_devices())
 
@@ -343,11 +419,14 @@ class Sharing(RuleBasedStateMachine):
             self.held.takeover = what == "takeover"
         if "refuse" in what:
             self.bus.refuses = what.split()[-1]
+        if what == "hide":
+            self.done.hidden.add(bus_id)
+        if what == "forbid":
+            self.done.forbidden.add(client.address)
         if what in {"forbid", "hide", "show"}:
             self.bus.hidden = {bus_id} if what == "hide" else set()
-            address = client.address if what == "forbid" else None
-            work = self.held.enforce(lambda other: other != address)
-            self._begin(self._quietly(work), steps)
+            self.held.allowed = EVERYBODY_BUT[client.address] if what == "forbid" else Networks()
+            self._begin(self._quietly(self.held.enforce()), steps)
 
     # -- time
 
@@ -421,6 +500,7 @@ class Sharing(RuleBasedStateMachine):
         while self.ends:
             self.ends.pop().close()
         self.bus.hidden, self.bus.refuses, self.held.takeover = set(), "nothing", True
+        self.held.allowed = Networks()
         self.runner.run(self._everybody_leaves())
 
     async def _everybody_leaves(self) -> None:
@@ -440,8 +520,10 @@ class Sharing(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             self.everybody_leaves()
+            self.done.stopped = True
             self.runner.run(self.held.stop())
             assert not self.bus.bound
+            assert not self.journal.wrongs
         finally:
             self.runner.run(self._stop())
             self.runner.close()

@@ -3,21 +3,28 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usb_remote import errors, protocol
+from usb_remote import errors, protocol, protocol_2x, replies
+from usb_remote.answers import Answers
 from usb_remote.framing import RequestFramer
-from usb_remote.model import Device
+from usb_remote.model import Device, Snapshot
 
 DATA = Path(__file__).parent / "data" / "2x"
 
 
 def frames(*parts: bytes) -> list[bytes]:
     framer = RequestFramer()
-    return [request for part in parts for request in framer.feed(part)]
+    found = []
+    for part in parts:
+        framer.feed(part)
+        while request := framer.take():
+            found.append(request)
+    return found
 
 
 def test_a_request_of_2x_needs_no_newline() -> None:
@@ -101,7 +108,7 @@ def test_every_recorded_request_of_2x_is_understood_and_repeated(name: str) -> N
     (line,) = frames(recorded)
     request = protocol.parse_request(line)
     assert request.legacy
-    assert protocol.legacy_request(request) == recorded
+    assert protocol_2x.request_line(request) == recorded
 
 
 def recorded_devices() -> list[Device]:
@@ -109,29 +116,53 @@ def recorded_devices() -> list[Device]:
 
 
 def test_the_reply_to_a_2x_list_is_that_of_2x_to_the_byte() -> None:
-    devices = protocol.devices_json(recorded_devices(), legacy=True)
-    ours = protocol.success(devices, protocol.ListRequest(), INFO, 7)
+    devices = replies.devices_json(recorded_devices(), legacy=True)
+    ours = replies.success(devices, protocol.ListRequest(), INFO, 7)
     assert ours == (DATA / "list.reply").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["find-first", "attach", "detach"])
 def test_the_reply_to_a_2x_device_request_is_that_of_2x_to_the_byte(name: str) -> None:
     request = protocol.parse_request((DATA / f"{name}.request").read_bytes())
-    data = protocol.device_json(recorded_devices()[0], legacy=True)
-    assert protocol.success(data, request, INFO) == (DATA / f"{name}.reply").read_bytes()
+    data = replies.device_json(recorded_devices()[0], legacy=True)
+    assert replies.success(data, request, INFO) == (DATA / f"{name}.reply").read_bytes()
+
+
+def found_for(name: str) -> Device:
+    """What a server with the recorded devices finds for a recorded request."""
+    nothing: Any = None
+    snapshot = Snapshot(devices=tuple(recorded_devices()))
+    answers = Answers(nothing, nothing, nothing, lambda: snapshot, lambda: None)
+    request = protocol.parse_request((DATA / f"{name}.request").read_bytes())
+    assert isinstance(request, protocol.DeviceRequest)
+    return answers._find(request.query)
+
+
+def test_that_several_match_is_said_as_2x_does_to_the_byte() -> None:
+    with pytest.raises(errors.Ambiguous) as caught:
+        found_for("find-several")
+    recorded = (DATA / "find-several.reply").read_bytes()
+    assert replies.failure(caught.value, legacy=True) == recorded
+
+
+def test_a_device_without_a_serial_number_does_not_match_one_as_it_did_in_2x() -> None:
+    """move-from-2x.md says so: 2.x found both devices with the serial number of one."""
+    recorded = json.loads((DATA / "find-serial.reply").read_bytes())
+    assert recorded["status"] == "multiple_matches"
+    assert found_for("find-serial").serial == "FT1ABC"
 
 
 def test_a_refusal_to_2x_is_that_of_2x_to_the_byte() -> None:
     error = errors.NotFound("No matching USB device found.", hint="look again")
-    assert protocol.failure(error, legacy=True) == (DATA / "find-nothing.reply").read_bytes()
+    assert replies.failure(error, legacy=True) == (DATA / "find-nothing.reply").read_bytes()
 
 
-INFO = protocol.Info(id="abc", name="bench", version="3.0.0")
+INFO = replies.Info(id="abc", name="bench", version="3.0.0")
 
 
 def test_our_own_requests_get_more() -> None:
     error = errors.Busy("taken", hint="wait", holder={"user": "ann"})
-    told = json.loads(protocol.failure(error, legacy=False))
+    told = json.loads(replies.failure(error, legacy=False))
     assert told == {
         "status": "error", "message": "taken", "code": "busy", "hint": "wait",
         "holder": {"user": "ann"},
@@ -141,31 +172,31 @@ def test_our_own_requests_get_more() -> None:
 @pytest.mark.parametrize("cls", errors.UsbRemoteError.__subclasses__())
 def test_an_error_is_the_same_class_on_both_sides(cls: type[errors.UsbRemoteError]) -> None:
     with pytest.raises(cls, match="why") as caught:
-        protocol.parse_reply(protocol.failure(cls("why", hint="so"), legacy=False))
+        replies.parse_reply(replies.failure(cls("why", hint="so"), legacy=False))
     assert caught.value.hint == "so"
 
 
 def test_a_2x_server_is_recognised_by_its_refusal() -> None:
     with pytest.raises(errors.UsbRemoteError) as caught:
-        protocol.parse_reply((DATA / "unknown-key.reply").read_bytes())
-    assert protocol.is_legacy_rejection(caught.value)
+        replies.parse_reply((DATA / "unknown-key.reply").read_bytes())
+    assert protocol_2x.is_rejection(caught.value)
 
 
 def test_a_list_of_2x_is_read() -> None:
-    reply = protocol.parse_reply((DATA / "list.reply").read_bytes())
+    reply = replies.parse_reply((DATA / "list.reply").read_bytes())
     assert reply.server is None
-    assert [d.bus_id for d in protocol.parse_devices(reply.data)] == ["1-1.4", "2-1"]
+    assert [d.bus_id for d in replies.parse_devices(reply.data)] == ["1-1.4", "2-1"]
 
 
 def test_what_a_newer_server_adds_is_ignored() -> None:
-    reply = protocol.parse_reply(b'{"status":"success","data":[],"moon":1}\n')
-    assert protocol.parse_devices(reply.data) == ()
+    reply = replies.parse_reply(b'{"status":"success","data":[],"moon":1}\n')
+    assert replies.parse_devices(reply.data) == ()
 
 
 @given(st.binary(max_size=200) | st.text().map(str.encode) | requests.map(protocol.encode))
 def test_any_reply_is_read_or_refused(line: bytes) -> None:
     said = []
-    for read in (protocol.parse_reply, protocol.parse_event):
+    for read in (replies.parse_reply, replies.parse_event):
         try:
             read(line)
         except errors.UsbRemoteError as error:
@@ -180,6 +211,6 @@ def test_hostile_strings_of_a_server_are_cleaned() -> None:
         "product_id": "6001",
         "description": "\x1b[2J" * 9,
     }
-    reply = protocol.parse_reply(protocol.encode({"status": "success", "data": [device]}))
-    (read,) = protocol.parse_devices(reply.data)
+    reply = replies.parse_reply(protocol.encode({"status": "success", "data": [device]}))
+    (read,) = replies.parse_devices(reply.data)
     assert read.description.isprintable()

@@ -9,17 +9,22 @@ import socket
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from usbip import protocol as reference
 
-from tests.conftest import HOST, Running, eventually, running_server
-from tests.test_server import Line, talk
+from tests.serving import HOST, Running, running_server
+from tests.talking import Line, talk
+from tests.waiting import eventually
+from usb_remote import events
+from usb_remote.control import Limits
 from usb_remote.lease import Times
 from usb_remote.model import Cause, Device, Holder, State
 from usb_remote.rules import Criteria, Networks, Rule
-from usb_remote.virtual import KINDS
+from usb_remote.values import BusId
+from usb_remote.virtual import KINDS, VirtualDevices
 from usb_remote.waiting import MAX_WAITING, Wish
 
 OTHER = "127.0.0.2"
@@ -118,10 +123,17 @@ async def test_waiting_for_a_free_device_is_attaching(bench: Running) -> None:
         assert (await line.ask(request("attach", wait=0)))["status"] == "success"
 
 
-async def test_a_client_does_not_wait_for_itself(bench: Running) -> None:
-    with await attach(bench):
-        async with talk(bench) as again:
-            assert (await again.ask(request("attach", wait=0)))["status"] == "success"
+async def test_a_client_does_not_wait_for_what_is_kept_for_it(bench: Running) -> None:
+    async with talk(bench) as first, talk(bench) as again:
+        await first.ask(request("attach"))
+        assert (await again.ask(request("attach", wait=0)))["status"] == "success"
+
+
+async def test_a_client_that_uses_the_device_waits_for_its_own_session(bench: Running) -> None:
+    with await attach(bench) as anns:
+        async with queue(bench, "ann") as (again,):
+            anns.close()
+            assert (await hear(again))["data"]["holder"]["user"] == "ann"
 
 
 async def test_who_detaches_hands_over_at_once(bench: Running) -> None:
@@ -130,6 +142,81 @@ async def test_who_detaches_hands_over_at_once(bench: Running) -> None:
             await ann.say(request("detach"))
             assert (await hear(bob))["data"]["holder"]["user"] == "bob"
             assert (await hear(ann))["data"]["holder"]["user"] == "bob"
+
+
+class SlowlyReset(VirtualDevices):
+    """A kernel that is done with a session when it is told so."""
+
+    def __init__(self, *kinds: str) -> None:
+        super().__init__(*kinds)
+        self.is_reset = asyncio.Event()
+
+    async def wait_free(self, bus_id: BusId, timeout: float) -> None:
+        await super().wait_free(bus_id, timeout)
+        await self.is_reset.wait()
+
+
+async def test_the_next_one_is_told_and_accepted_during_the_reset() -> None:
+    """Its kernel looks at the new port meanwhile; the session begins when the reset is over."""
+    async with running_server(*KINDS, bus=SlowlyReset) as bench:
+        assert isinstance(bench.devices, SlowlyReset)
+        with await attach(bench) as anns:
+            async with queue(bench, "bob", "cid") as (bob, cid):
+                anns.close()
+                assert (await hear(bob))["data"]["holder"]["user"] == "bob"
+                assert (await hear(cid))["place"] == 1
+                assert not ends(bench)
+                with await asyncio.to_thread(session, bench):
+                    assert not ends(bench)
+                    bench.devices.is_reset.set()
+                    await eventually(lambda: str(bench.history.events[-1].holder) == "bob@pc")
+                    assert ends(bench) == [("ann", Cause.DETACHED, None)]
+                    assert str(device(bench).holder) == "bob@pc"
+
+
+async def test_watchers_see_the_end_and_its_cause_when_the_device_goes_to_the_next_one() -> None:
+    async with running_server(*KINDS, bus=SlowlyReset) as bench:
+        assert isinstance(bench.devices, SlowlyReset)
+        with await attach(bench) as anns:
+            async with queue(bench, "bob") as (bob,):
+                before = bench.control.snapshot.devices
+                anns.close()
+                assert (await hear(bob))["data"]["holder"]["user"] == "bob"
+                during = bench.control.snapshot.devices
+                bench.devices.is_reset.set()
+                await eventually(lambda: str(device(bench).holder) == "bob@pc")
+                after = bench.control.snapshot.devices
+    now = datetime.now(UTC)
+    assert list(events.changes(before, during, now)) == []
+    (ended,) = events.changes(during, after, now)
+    assert (ended.kind, ended.cause, str(ended.holder)) == ("ended", Cause.DETACHED, "ann@pc")
+
+
+async def test_who_is_told_during_the_reset_and_leaves_does_not_keep_the_device() -> None:
+    async with running_server(*KINDS, bus=SlowlyReset) as bench:
+        assert isinstance(bench.devices, SlowlyReset)
+        with await attach(bench) as anns:
+            async with queue(bench, "bob", "cid") as (bob, cid):
+                anns.close()
+                assert (await hear(bob))["status"] == "success"
+                await bob.say(request("detach", "bob"))
+                bench.devices.is_reset.set()
+                assert (await hear(cid))["place"] == 1
+                assert (await hear(cid))["data"]["holder"]["user"] == "cid"
+
+
+async def test_who_is_told_of_a_device_that_is_pulled_during_the_reset_is_refused() -> None:
+    async with running_server(*KINDS, bus=SlowlyReset) as bench:
+        assert isinstance(bench.devices, SlowlyReset)
+        with await attach(bench) as anns:
+            async with queue(bench, "bob") as (bob,):
+                anns.close()
+                assert (await hear(bob))["status"] == "success"
+                bench.devices.pull("serial")
+                bench.devices.is_reset.set()
+                with pytest.raises(reference.core.NotFound):
+                    await asyncio.to_thread(session, bench)
+                assert ends(bench) == [("ann", Cause.UNPLUGGED, None)]
 
 
 async def test_who_has_got_the_device_and_does_not_come_loses_it_to_the_next() -> None:
@@ -231,6 +318,19 @@ async def test_who_waits_hears_that_the_server_lives(bench: Running) -> None:
     with await attach(bench):
         async with queue(bench, "bob") as (bob,):
             assert await bob.hear() == {"event": "ping"}
+
+
+async def test_who_waits_does_not_give_way_to_idle_connections() -> None:
+    limits = Limits(connections=4, connections_per_address=4)
+    async with running_server(*KINDS, limits=limits) as bench:
+        with await attach(bench) as anns:
+            async with queue(bench, "bob") as (bob,), contextlib.AsyncExitStack() as stack:
+                for _ in range(6):
+                    idle = await stack.enter_async_context(talk(bench))
+                    await idle.ask(b'{"command":"info","v":1}\n')
+                assert device(bench).waiting == 1
+                anns.close()
+                assert (await hear(bob))["status"] == "success"
 
 
 async def test_the_queue_has_an_end(bench: Running) -> None:
@@ -435,9 +535,9 @@ async def test_the_networks_that_are_given_may_talk_at_both_ports(bench: Running
 async def test_new_networks_end_the_sessions_and_waits_of_others(bench: Running) -> None:
     with await attach(bench) as anns:
         async with queue(bench, "bob") as (bob,):
-            bench.control.allowed = bench.exporter.allowed = Networks([OTHER])
+            bench.control.allowed = bench.leases.allowed = Networks([OTHER])
             bench.control.close_forbidden()
-            await bench.leases.enforce(lambda address: address in bench.control.allowed)
+            await bench.leases.enforce()
             assert await asyncio.to_thread(anns.recv, 1) == b""
             assert await bob.at_end()
     await eventually(lambda: device(bench).state is State.AVAILABLE)
@@ -449,7 +549,7 @@ async def test_a_new_rule_ends_the_session_and_the_wait(bench: Running) -> None:
     with await attach(bench) as anns:
         async with queue(bench, "bob") as (bob,):
             bench.shared.configure([Rule(deny=Criteria(bus="1-1"))], {})
-            await bench.leases.enforce(lambda address: True)
+            await bench.leases.enforce()
             bench.control.refresh()
             assert await asyncio.to_thread(anns.recv, 1) == b""
             assert (await hear(bob))["code"] == "not_found"

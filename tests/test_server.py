@@ -3,55 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from contextlib import suppress
+from datetime import UTC, datetime
 
 import pytest
 
-from tests.conftest import HOST, Running, eventually, running_server
-from usb_remote import protocol
+from tests.serving import HOST, Running, running_server
+from tests.talking import talk
+from tests.waiting import eventually
+from usb_remote import protocol, replies
 from usb_remote.control import Limits
 from usb_remote.virtual import KINDS
-
-
-class Line:
-    """A raw client: sends bytes, reads lines."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def say(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def hear(self) -> dict[str, Any]:
-        async with asyncio.timeout(20):
-            message: dict[str, Any] = json.loads(await self.reader.readline())
-        return message
-
-    async def ask(self, data: bytes) -> dict[str, Any]:
-        await self.say(data)
-        return await self.hear()
-
-    async def at_end(self) -> bool:
-        async with asyncio.timeout(20):
-            return await self.reader.read() == b""
-
-
-@asynccontextmanager
-async def talk(bench: Running) -> AsyncIterator[Line]:
-    reader, writer = await asyncio.open_connection(HOST, bench.control.port, limit=2**24)
-    try:
-        yield Line(reader, writer)
-    finally:
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
 
 
 async def test_a_list_of_2x_has_exactly_the_keys_of_2x(bench: Running) -> None:
@@ -73,11 +37,31 @@ async def test_our_list_says_more(bench: Running) -> None:
     assert reply["data"][0]["state"] == "available"
 
 
+async def test_a_plug_is_told_at_once_also_right_after_an_attach() -> None:
+    """What udev says of our own bindings waits; here for ever."""
+    async with (
+        running_server("serial", echo=float("inf")) as bench,
+        talk(bench) as watch,
+        talk(bench) as line,
+    ):
+        await watch.say(b'{"command":"watch","v":1}\n')
+        await line.ask(b'{"command":"attach","v":1,"bus":"1-1"}\n')
+        while (await watch.hear())["data"][0]["state"] != "in_use":
+            pass
+        bench.devices.plug("keyboard")
+        while len((await watch.hear())["data"]) < 2:
+            pass
+
+
 async def test_info(bench: Running) -> None:
     async with talk(bench) as line:
+        before = datetime.now(UTC)
         reply = await line.ask(b'{"command":"info","v":1}\n')
-    assert reply["data"] == {
-        "id": "0" * 31 + "1", "name": "bench", "version": "3", "protocol": 1,
+        older = await line.ask(b'{"command":"info"}\n')
+    now = datetime.fromisoformat(reply["data"].pop("now"))
+    assert before <= now <= datetime.now(UTC)
+    assert reply["data"] == older["data"] == {
+        "id": bench.control.info.id, "name": "bench", "version": "3", "protocol": 1,
         "usbip_port": bench.exporter.port,
     }  # fmt: skip
 
@@ -246,10 +230,111 @@ async def test_a_watcher_that_never_reads_costs_bounded_memory_and_delays_nobody
             assert max(pending) < 100_000
 
 
+class Flood:
+    """A client with little room for what it does not read, that says one thing again and again."""
+
+    def __init__(self, bench: Running, request: bytes, room: int = 4096) -> None:
+        self.connections = bench.control._connections
+        self.request = request
+        self.sent = 0
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        self.socket.connect((HOST, bench.control.port))
+        self.socket.setblocking(False)
+        self._left = b""
+
+    def __enter__(self) -> Flood:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    @property
+    def is_owed_too_much(self) -> bool:
+        return any(connection._full for connection in self.connections)
+
+    def send(self) -> None:
+        """As much as the server takes."""
+        with suppress(BlockingIOError):
+            while True:
+                self._left = self._left or self.request * 1000
+                count = self.socket.send(self._left)
+                self.sent, self._left = self.sent + count, self._left[count:]
+
+    async def read_to_the_end(self, last: bytes) -> bytes:
+        """Say the rest, and this, and read everything."""
+        loop = asyncio.get_running_loop()
+        left = len(self._left) % len(self.request)
+        self.sent += left
+        rest = self.request[-left:] if left else b""
+        saying = asyncio.create_task(loop.sock_sendall(self.socket, rest + last))
+        saying.add_done_callback(lambda _: self.socket.shutdown(socket.SHUT_WR))
+        answers = bytearray()
+        async with asyncio.timeout(60):
+            while part := await loop.sock_recv(self.socket, 1 << 20):
+                answers += part
+        await saying
+        return bytes(answers)
+
+
+@pytest.mark.parametrize("first", [b"", b'{"command":"watch","v":1}\n'])
+@pytest.mark.parametrize("request_", [b'{"command":"history"}', b'{"command":"list"}', b"{}"])
+async def test_who_asks_and_never_reads_costs_bounded_memory_and_delays_nobody(
+    first: bytes, request_: bytes
+) -> None:
+    limits = Limits(unread_bytes=4096)
+    async with running_server(*KINDS, limits=limits) as bench, talk(bench) as line:
+        for _ in range(100):
+            bench.devices.pull("disk")
+            bench.control.refresh()
+            bench.devices.plug("disk")
+            bench.control.refresh()
+        with Flood(bench, request_) as flood:
+            flood.socket.send(first)
+            since_full = 0
+            while since_full < 20:
+                flood.send()
+                assert (await line.ask(b'{"command":"info"}'))["status"] == "success"
+                since_full += flood.is_owed_too_much
+            (owed,) = [c for c in bench.control._connections if c._full]
+            assert owed._transport.get_write_buffer_size() < 200_000
+            assert len(owed._framer.rest) < 400_000
+
+
+@pytest.mark.parametrize(("last", "said"), [(b"", []), (b'{"command":', ["incomplete"])])
+async def test_who_reads_late_gets_every_answer(
+    bench: Running, last: bytes, said: list[str]
+) -> None:
+    with Flood(bench, b'{"command":"list","v":1}\n', room=1 << 18) as flood:
+        while not flood.is_owed_too_much:
+            flood.send()
+            await asyncio.sleep(0)
+        lines = (await flood.read_to_the_end(last)).splitlines()
+    assert len(lines) == flood.sent / len(flood.request) + len(said)
+    assert lines[0] == lines[-1 - len(said)]
+    assert all(word.encode() in lines[-1] for word in said)
+
+
+async def test_a_mistake_is_answered_after_what_came_before_it(bench: Running) -> None:
+    async with talk(bench) as line:
+        await line.say(b'{"command":"attach","bus":"1-1"}{"command":"info"}oops')
+        assert (await line.hear())["data"]["bus_id"] == "1-1"
+        assert (await line.hear())["data"]["name"] == "bench"
+        assert "not a JSON object" in (await line.hear())["message"]
+
+
+async def test_the_history_of_now_is_told(bench: Running) -> None:
+    async with talk(bench) as line:
+        for count in range(3):
+            assert len((await line.ask(b'{"command":"history"}'))["data"]) == count
+            bench.devices.pull(KINDS[count])
+            await eventually(lambda count=count: len(bench.history.events) > count)
+
+
 async def test_hostile_device_strings_travel_as_one_printable_line(bench: Running) -> None:
     (device, *_) = bench.devices.list_devices()
     hostile = type(device)(**{**device.model_dump(), "description": "\x1b[31m\n" + "A" * 65536})
-    line = protocol.encode({"data": protocol.device_json(hostile)})
+    line = protocol.encode({"data": replies.device_json(hostile)})
     assert line.count(b"\n") == 1
     assert b"\x1b" not in line
     assert len(line) < 2000

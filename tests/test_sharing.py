@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,15 +21,7 @@ from usb_remote import errors, events
 from usb_remote.config import ServerConfig
 from usb_remote.events import Event, Kind
 from usb_remote.history import FLAPPING, MAX_EVENTS, MAX_PER_DEVICE, History
-from usb_remote.model import (
-    BusId,
-    Cause,
-    Device,
-    Ended,
-    Holder,
-    State,
-    with_ids,
-)
+from usb_remote.model import Cause, Device, Ended, Holder, Request, State, with_ids
 from usb_remote.rules import (
     MAX_NAMES,
     Criteria,
@@ -43,6 +37,7 @@ from usb_remote.rules import (
 from usb_remote.sharing import NameBook, SharedDevices
 from usb_remote.state import StateFile
 from usb_remote.usbip_wire import Record
+from usb_remote.values import BusId
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANN = Holder(user="ann", host="pc", client="ann", address="10.0.0.1", since=NOW)
@@ -106,6 +101,9 @@ def test_a_device_without_strings_fits_no_text() -> None:
     "wrong",
     [
         {"id": "403:6001"}, {"id": "0403"}, {"id": "xyz:*"}, {"bus": "1.4"}, {"bus": "usb1"},
+        {"id": "0403:60011*"}, {"id": "-!:*"}, {"id": "*:*:*"}, {"id": "[!0-9a-f]*"}, {"id": "[]"},
+        {"bus": "0-*"}, {"bus": "*-*-*"}, {"bus": "*.0"}, {"bus": "1-1[-]*"}, {"bus": ""},
+        {"class": "08/06/50*/*"}, {"class": "*g"}, {"class": "0"},
         {"class": "disk"}, {"class": "8"}, {"class": "08/6"}, {"class": "08/06/50/01"},
         {"class": ""}, {"colour": "red"}, {"serial": 5},
     ],
@@ -113,6 +111,17 @@ def test_a_device_without_strings_fits_no_text() -> None:
 def test_criteria_that_no_device_can_fit_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Criteria.model_validate(wrong)
+
+
+bus_ids = st.from_regex(r"[1-9][0-9]?-[1-9]([.][1-9]){0,2}", fullmatch=True)
+
+
+@given(bus_ids, st.data())
+def test_criteria_that_a_device_fits_are_never_refused(bus_id: str, data: st.DataObject) -> None:
+    """Each character of a bus id as it is, or as a pattern that it fits; some as ``*``."""
+    ways = ["{0}", "?", "[{0}]", "[!x]", "*", "*{0}"]
+    glob = "".join(data.draw(st.sampled_from(ways)).format(part) for part in bus_id)
+    assert Criteria(bus=glob).matches(device(bus_id))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +204,9 @@ class Plugged:
     def list_devices(self) -> tuple[Device, ...]:
         return with_ids(self.devices)
 
+    def find(self, bus_id: BusId) -> Device | None:
+        return next((d for d in self.list_devices() if d.bus_id == bus_id), None)
+
     def record(self, bus_id: BusId) -> Record | None:
         return None
 
@@ -231,6 +243,14 @@ def test_only_a_rule_of_its_own_shares_a_protected_device() -> None:
     ):
         (listed,) = shared(disk, rules=(rule,)).list_devices()
         assert (listed.state, listed.reason is None) == (state, state is State.AVAILABLE)
+
+
+def test_only_a_rule_of_its_own_gives_away_what_is_used_unseen() -> None:
+    found = shared(device(), rules=(Rule(allow=Criteria(bus="1-1.4")),))
+    assert not found.gives_away(BusId("1-1.4"))
+    found.configure((Rule(allow_protected=Criteria(bus="1-1.4")),), {})
+    assert found.gives_away(BusId("1-1.4"))
+    assert not found.gives_away(BusId("1-2"))
 
 
 def test_new_rules_decide_anew() -> None:
@@ -272,6 +292,20 @@ def test_an_ambiguous_name_is_nobodys_and_said_once(caplog: pytest.LogCaptureFix
     assert names_of(found) == [None, None]
     found.list_devices()
     assert caplog.text.count("the name probe fits 2 devices, so none has it") == 1
+
+
+def test_below_an_ambiguous_name_each_device_has_its_own() -> None:
+    names = named(probe={"id": "0403:6001"}, left={"port": "1-1"}, right={"port": "1-2"})
+    found = shared(device("1-1"), device("1-2", serial="B"), names=names)
+    assert names_of(found) == ["left", "right"]
+
+
+def test_what_is_decided_of_devices_that_are_gone_is_forgotten() -> None:
+    found = shared(device(), rules=(Rule(deny=Criteria(bus="1-2")),))
+    for devnum in range(100):
+        found.source = Plugged(device(devnum=devnum))
+        assert len(found.list_devices()) == 1
+    assert len(found._verbs) == 1
 
 
 def test_a_name_is_given_taken_away_and_falls_back_to_the_configuration() -> None:
@@ -409,6 +443,29 @@ def full_disk(size: int = 0) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB; USB_REMOTE_NO_SKIP=1 (CI) makes it a failure that there can be none."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tiny", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        missing = pytest.fail if os.environ.get("USB_REMOTE_NO_SKIP") == "1" else pytest.skip
+        missing(f"nothing can be mounted here (needs root): {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Leave no room at all; returns what takes it."""
+    filler = folder / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
 def event(kind: Kind = Kind.PLUGGED, seconds: float = 0, **more: object) -> Event:
     speed = device().speed if kind is Kind.PLUGGED else None
     facts = {"speed": speed, **more}
@@ -422,6 +479,15 @@ def ended(seconds: float = 0, cause: Cause = Cause.DETACHED) -> Event:
 
 def history(path: Path) -> History:
     return History(StateFile(path))
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def test_a_truncated_name_file_is_kept_aside_and_what_is_whole_stays(
@@ -511,6 +577,26 @@ def test_on_a_full_disk_history_goes_on_and_is_written_when_there_is_room(
     assert len(history(path).events) == 5
 
 
+def test_a_disk_that_is_really_full_loses_nothing(
+    tiny_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found, past = shared(device(), file=tiny_disk / "names"), history(tiny_disk / "history")
+    found.names.give(device(), "old", found.list_devices())
+    filler = fill(tiny_disk)
+    with pytest.raises(errors.SystemFault, match="names cannot be written: No space left"):
+        found.names.give(device(), "new", found.list_devices())
+    for seconds in range(99):
+        past.record(event(seconds=seconds))
+    assert caplog.text.count("not kept over a restart: ") == 1
+    assert sorted(p.name for p in tiny_disk.iterdir()) == ["filler", "history", "names"]
+    assert names_of(shared(device(), file=tiny_disk / "names")) == ["old"]
+
+    filler.unlink()
+    past.record(event(seconds=99))
+    assert len(history(tiny_disk / "history").events) == 100
+    assert list(tiny_disk.glob("*.broken-*")) == []
+
+
 def test_what_a_full_disk_refused_is_written_at_the_end_if_there_is_room(tmp_path: Path) -> None:
     past = history(tmp_path / "history")
     with full_disk():
@@ -531,9 +617,11 @@ def test_a_server_without_a_fixed_identity_writes_nothing(tmp_path: Path) -> Non
 
 
 def test_history_survives_a_restart(tmp_path: Path) -> None:
-    past = history(tmp_path / "history")
-    for told in (event(), event(Kind.ATTACHED, 1, holder=ANN), ended(75, Cause.TIME_UP)):
+    clock = Clock()
+    past = History(StateFile(tmp_path / "history"), clock)
+    for told in (event(), event(Kind.ATTACHED, 0, holder=ANN), ended(75, Cause.TIME_UP)):
         past.record(told)
+        clock.now += 75 * (told.kind is Kind.ATTACHED)
     again = history(tmp_path / "history")
     assert again.events == past.events
     last = again.last_session(device().id)
@@ -589,15 +677,45 @@ def test_a_lower_speed_is_noted() -> None:
 
 
 def test_a_session_that_a_crash_left_open_is_closed(tmp_path: Path) -> None:
-    history(tmp_path / "history").record(event(Kind.ATTACHED, 1, holder=ANN))
+    history(tmp_path / "history").record(event(Kind.ATTACHED, 0, holder=ANN))
     past = history(tmp_path / "history")
-    past.close_open_sessions(NOW + timedelta(seconds=61))
+    past.close_open_sessions(NOW + timedelta(seconds=60))
     last = past.events[-1]
     assert (last.kind, last.cause, last.seconds) == (Kind.ENDED, Cause.SERVER_STOPPED, 60)
     assert "killed or lost power" in (last.note or "")
     again = history(tmp_path / "history")
     again.close_open_sessions(NOW + timedelta(seconds=99))
     assert again.events == past.events, "once"
+
+
+def test_a_clock_that_is_set_back_changes_neither_order_nor_length(tmp_path: Path) -> None:
+    clock = Clock()
+    past = History(StateFile(tmp_path / "history"), clock)
+    past.record(event(Kind.ATTACHED, 3600, holder=ANN))
+    clock.now = 7.5
+    past.record(event(Kind.ENDED, 0, holder=ANN, cause=Cause.DETACHED))
+    for now in (past, history(tmp_path / "history")):
+        assert [e.kind for e in now.events] == [Kind.ATTACHED, Kind.ENDED]
+        assert now.events[1].seconds == 7.5
+        assert now.open_sessions() == []
+
+
+def test_the_file_keeps_the_order_when_it_is_written_anew(tmp_path: Path) -> None:
+    past = history(tmp_path / "history")
+    with full_disk():
+        past.record(event(Kind.ATTACHED, 3600, holder=ANN))
+        past.record(event(Kind.ENDED, 0, holder=ANN, cause=Cause.DETACHED))
+    past.flush()
+    assert [e.kind for e in history(tmp_path / "history").events] == [Kind.ATTACHED, Kind.ENDED]
+
+
+def test_no_session_is_shorter_than_nothing(tmp_path: Path) -> None:
+    """The clock was set back while the server was not running: what it has missed is not known."""
+    history(tmp_path / "history").record(event(Kind.ATTACHED, 0, holder=ANN))
+    past = history(tmp_path / "history")
+    past.close_open_sessions(NOW - timedelta(days=1))
+    assert past.events[-1].seconds == 0
+    assert events.duration(-5) == "0 s"
 
 
 def test_each_event_is_told() -> None:
@@ -619,6 +737,8 @@ def last(cause: Cause, by: str | None = None) -> dict[str, Ended]:
     return {"last_session": Ended(holder=ANN, at=NOW + timedelta(seconds=5), cause=cause, by=by)}
 
 
+SOON = ANN.model_copy(update={"ends_soon": True})
+WANTED = ANN.model_copy(update={"asked": Request(by="bob@pc", message="lunch is over")})
 REPLUGGED = device().model_copy(update={"devnum": 6, **last(Cause.UNPLUGGED)})
 
 
@@ -633,7 +753,18 @@ REPLUGGED = device().model_copy(update={"devnum": 6, **last(Cause.UNPLUGGED)})
         ([device()], [held()], ["attached by ann@pc"]),
         ([], [held()], ["plugged", "attached by ann@pc"]),
         ([device()], [held(ANN.model_copy(update={"since": None}))], []),
-        ([held()], [held(ANN.model_copy(update={"ends_soon": True}))], []),
+        ([held()], [held(SOON)], ["is with ann@pc only a little longer"]),
+        ([held(SOON)], [held(SOON)], []),
+        ([held()], [held(WANTED)], ["is asked for by bob@pc (lunch is over)"]),
+        ([held(WANTED)], [held(WANTED)], []),
+        (
+            [device()], [held(WANTED)],
+            ["attached by ann@pc", "is asked for by bob@pc (lunch is over)"],
+        ),
+        ([held(SOON)], [held(BOB.model_copy(update={"ends_soon": True}))], [
+            "ended with ann@pc after 30 s", "attached by bob@pc",
+            "is with bob@pc only a little longer",
+        ]),
         (
             [held()], [device().model_copy(update=last(Cause.TIME_UP))],
             ["ended with ann@pc after 5 s: time_up"],
@@ -669,6 +800,27 @@ def test_a_servers_own_plugs_leave_sessions_to_who_ends_them() -> None:
 def test_events_about_a_word(word: str | None, count: int) -> None:
     told = event().model_copy(update={"name": "scope"})
     assert len(events.about([told], word)) == count
+
+
+def called(device: str, name: str | None, bus_id: str = "1-1") -> Event:
+    told = event(serial=None, bus_id=bus_id)
+    return told.model_copy(update={"device": device, "name": name, "bus_id": bus_id})
+
+
+def test_a_name_means_all_that_happened_to_whoever_has_it_now() -> None:
+    """Also before it was named, and not what happened to others that had the name before."""
+    kept = [called("a", None), called("b", "scope"), called("b", None), called("a", "scope")]
+    assert events.about(kept, "Scope") == [kept[0], kept[3]]
+    now = device().model_copy(update={"id": "b", "name": "scope"})
+    assert events.about(kept, "scope", [now]) == [kept[1], kept[2]]
+    renamed = device().model_copy(update={"id": "a", "name": "meter"})
+    assert events.about(kept, "scope", [renamed]) == [kept[0], kept[3]], "it had the name last"
+    assert events.about(kept, "meter", [renamed]) == [kept[0], kept[3]]
+
+
+def test_a_bus_id_means_a_place() -> None:
+    kept = [called("a", None, "1-1"), called("b", None, "1-1"), called("a", None, "1-2")]
+    assert events.about(kept, "1-1") == kept[:2]
 
 
 def test_an_event_is_the_same_after_its_file() -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from usb_remote.model import BusId, State
+from usb_remote.model import State
 from usb_remote.udev.devices import Devices
+from usb_remote.udev.monitor import is_of_a_plug
+from usb_remote.values import BusId
 
 CONFIGURATION = bytes([9, 2, 18, 0, 1, 1, 0, 0x80, 50, 9, 4, 0, 0, 2, 8, 6, 0x50, 0])
 
@@ -48,6 +50,18 @@ def test_a_device_is_read_from_sysfs(sysfs: Path) -> None:
     assert (device.bus, device.port_numbers, device.speed) == (1, (1, 4), 480.0)
     assert device.classes == ("08/06/50",)
     assert device.state is State.AVAILABLE
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\nerror: fake\r\u202e\x9b31m" + "A" * 65536
+
+
+def test_what_a_device_says_of_itself_is_one_short_line_of_text(sysfs: Path) -> None:
+    plug(sysfs, "1-1", serial=HOSTILE, manufacturer=HOSTILE, product=HOSTILE)
+    (sysfs / "bus/usb/devices/1-1/product").write_bytes(b"\xff\xfe\x00" + HOSTILE.encode())
+    (device,) = devices(sysfs).list_devices()
+    words = (device.id, device.serial, device.manufacturer, device.product, device.description)
+    assert all(word and word.isprintable() and len(word) < 600 for word in words), words
+    assert len(device.model_dump_json()) < 4096
 
 
 def test_interfaces_hubs_and_imported_devices_are_left_out(sysfs: Path) -> None:
@@ -117,6 +131,40 @@ def test_what_the_machine_needs_is_protected(sysfs: Path) -> None:
     assert second.state is State.AVAILABLE
 
 
+def test_a_device_that_has_not_changed_is_found_without_a_listing(sysfs: Path) -> None:
+    plug(sysfs, "1-1")
+    plug(sysfs, "1-2")
+    asked: list[set[str]] = []
+
+    def protected_by(paths: Iterable[Path]) -> dict[Path, str]:
+        asked.append({path.name for path in paths})
+        return {}
+
+    source = devices(sysfs, protected_by=protected_by)
+    listed = source.list_devices()
+    assert source.find(BusId("1-2")) is listed[1]
+    assert asked == [{"1-1", "1-2"}, {"1-2"}]
+
+
+def test_a_device_that_has_changed_is_found_as_it_is_now(sysfs: Path) -> None:
+    path = plug(sysfs, "1-1", serial="A")
+    reasons: dict[Path, str] = {}
+    source = devices(sysfs, protected_by=lambda paths: dict(reasons))
+    assert source.find(BusId("1-1")) == source.list_devices()[0]
+    reasons[path] = "sda1 is mounted at /data"
+    found = source.find(BusId("1-1"))
+    assert found is not None
+    assert found.reason == "sda1 is mounted at /data"
+    reasons.clear()
+    path.rename(path.with_name("gone"))
+    (sysfs / "bus/usb/devices/1-1").unlink()
+    assert source.find(BusId("1-1")) is None
+    plug(sysfs, "1-1", serial="B")
+    found = source.find(BusId("1-1"))
+    assert found is not None
+    assert (found.serial, found.state) == ("B", State.AVAILABLE)
+
+
 def test_the_record_is_what_the_handshake_needs(sysfs: Path) -> None:
     path = plug(sysfs, "2-1", speed="5000", bConfigurationValue="")
     record = devices(sysfs).record(BusId("2-1"))
@@ -124,3 +172,26 @@ def test_the_record_is_what_the_handshake_needs(sysfs: Path) -> None:
     assert (record.path, record.speed, record.bcd_device) == (str(path), 5, 0x600)
     assert record.interfaces == ((8, 6, 0x50),)
     assert devices(sysfs).record(BusId("9-9")) is None
+
+
+@pytest.mark.parametrize(
+    ("action", "kind", "is_one"),
+    [
+        ("add", "usb_device", True),
+        ("remove", "usb_device", True),
+        ("bind", "usb_device", False),
+        ("unbind", "usb_device", False),
+        ("change", "usb_device", False),
+        ("add", "usb_interface", False),
+        ("remove", "usb_interface", False),
+    ],
+)
+def test_a_plug_is_told_from_a_binding(action: str, kind: str, is_one: bool) -> None:
+    facts = [f"ACTION={action}", "DEVPATH=/devices/usb1/1-1", "SUBSYSTEM=usb", f"DEVTYPE={kind}"]
+    body = "".join(f"{fact}\0" for fact in facts).encode()
+    assert is_of_a_plug(b"libudev\0" + b"\xff" * 32 + body) is is_one
+    assert is_of_a_plug(f"{action}@/devices/usb1/1-1\0".encode() + body) is is_one
+
+
+def test_messages_that_were_lost_may_have_been_of_a_plug() -> None:
+    assert is_of_a_plug(b"")

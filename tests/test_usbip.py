@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from usb_remote import errors, usbip_host, vhci
-from usb_remote.model import BusId
+from usb_remote.values import BusId
 
 BUS_ID = BusId("2-1")
 HEADER = "hub port sta spd dev      sockfd local_busid\n"
@@ -85,7 +85,11 @@ async def test_attach_finds_the_new_port(machine: Machine) -> None:
             errors.Busy,
             "use",
         ),
-        ("usbip: error: Attach Request for 2-1 failed - Request Failed", errors.Refused, "refuses"),
+        (
+            "usbip: error: Attach Request for 2-1 failed - Request Failed",
+            errors.SystemFault,
+            "just now",
+        ),
         ("usbip: error: import device", errors.SystemFault, "needs root"),
         ("sudo: a password is required", errors.SystemFault, "sudo wants a password"),
         ("something \x1b[2J new", errors.SystemFault, "usbip failed: something"),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from usbip import protocol as reference
 
 from usb_remote import errors, usbip_wire
-from usb_remote.model import BusId
 from usb_remote.usbip_wire import Record, Status
+from usb_remote.values import BusId
 
 byte = st.integers(0, 255)
 triples = st.tuples(byte, byte, byte)
@@ -111,3 +111,12 @@ def test_interfaces_are_read_from_the_descriptors() -> None:
 @given(st.binary(max_size=200))
 def test_any_descriptors_are_survived(blob: bytes) -> None:
     usbip_wire.interfaces_of(blob)
+
+
+def test_our_own_request_for_the_list_is_read_by_us_and_our_reply_too() -> None:
+    request = usbip_wire.pack_devlist_request()
+    assert usbip_wire.parse_request(request, b"") == usbip_wire.DevlistRequest()
+    reply = usbip_wire.pack_devlist([])[: usbip_wire.HEADER_SIZE]
+    assert usbip_wire.parse_devlist_reply(reply) == usbip_wire.VERSION
+    with pytest.raises(errors.InvalidRequest):
+        usbip_wire.parse_devlist_reply(b"HTTP/1.0")

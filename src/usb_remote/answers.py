@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from usb_remote import errors, protocol
+from usb_remote import errors, protocol, replies
 from usb_remote.history import History
 from usb_remote.leases import Leases
 from usb_remote.matching import Query, select
-from usb_remote.model import Device, Holder, Match, Request, Server, Snapshot
+from usb_remote.model import Device, Holder, Match, Request, Server, Snapshot, State
 from usb_remote.sharing import SharedDevices
 from usb_remote.waiting import Tell, Wish
 
@@ -66,25 +66,25 @@ class Answers:
         device = self._find(request.query)
         match request:
             case protocol.AttachRequest():
-                await self._attach(request, device, address, push)
+                held = await self._attach(request, device, address, push)
+                return replies.device_json(held, legacy=request.legacy)
             case protocol.ReleaseRequest():
                 self._ask(device, request, address)
             case protocol.NameRequest():
                 self._name(device, request, address)
             case protocol.DeviceRequest(command="detach"):
-                await self._leases.release(device, _holder(request, address))
-        return protocol.device_json(self._now(device), legacy=request.legacy)
+                await self._leases.release(device, _holder(request, address), request.since)
+        return replies.device_json(self._now(device), legacy=request.legacy)
 
     async def _attach(
         self, request: protocol.AttachRequest, device: Device, address: str, push: Push
-    ) -> None:
+    ) -> Device:
+        """Returns it as its new holder has it; the one before may still be shown to others."""
         wish = Wish(_holder(request, address), request.duration, request.force)
-        if request.wait is None:
-            await self._leases.reserve(device, wish)
-            return
+        tell = None if request.wait is None else _teller(push)
         try:
             async with asyncio.timeout(request.wait or None):
-                await self._leases.reserve(device, wish, _teller(push))
+                await self._leases.reserve(device, wish, tell)
         except TimeoutError:
             holder = self._now(device).holder
             raise errors.Busy(
@@ -92,6 +92,8 @@ class Answers:
                 hint=f"ask for it: usb-remote release {device.label}",
                 holder=holder.model_dump(mode="json") if holder else None,
             ) from None
+        held = {"state": State.IN_USE, "holder": wish.holder}
+        return self._now(device).model_copy(update=held)
 
     def _ask(self, device: Device, request: protocol.ReleaseRequest, address: str) -> None:
         holder = self._now(device).holder
@@ -155,6 +157,6 @@ def _teller(push: Push) -> Tell:
         news = (place, str(holder))
         if news not in last:
             last[:] = [news]
-            push(protocol.queued_event(place, holder))
+            push(replies.queued_event(place, holder))
 
     return tell

@@ -1,20 +1,16 @@
-"""YAML and environment -> Config (docs/reference/configuration.md).
+"""What can be configured: each key, its type, limits, default (docs/reference/configuration.md).
 
-Rule of this file: never silently a default. An unknown key, a wrong type or broken YAML is an error
-with file, line and key. Writing keeps the user's comments.
+Rule of this file: values only; no file, no environment. What is wrong with a value is said here, in
+words for people who write YAML; in which file and line it stands is for config_file.py.
 """
 
 from __future__ import annotations
 
-import io
 import ipaddress
-import os
 import re
 import shlex
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -23,33 +19,27 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from usb_remote import errors
-from usb_remote.model import Server, clean
+from usb_remote.model import Server
 from usb_remote.rules import (
     MAX_NAMES,
     MAX_NETWORKS,
     MAX_RULES,
-    Criteria,
     Names,
     Network,
-    Place,
     Rule,
     find_dead_rule,
     find_same_place,
     find_twice,
 )
+from usb_remote.values import DeviceName, clean
 
 MAX_RANGE = 1024
 """Most addresses in all ``server_ranges``: each one is asked by every command."""
-
-LOCAL = Path(".usb-remote.config")
-"""Looked for in the current directory, as 2.x did."""
-VARIABLE = "USB_REMOTE_CONFIG"
-LEGACY_VARIABLE = "USB_REMOTE_CONFIG_PATH"
-"""The name that usb-remote 2.3.2 reads; it documents the other one."""
 
 _HOST = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<name>[^\s:/\[\]]+))(?::(?P<port>\d{1,5}))?")
 _RANGE = re.compile(r"(?P<prefix>(?:\d{1,3}\.){3})(?P<start>\d{1,3})-(?P=prefix)?(?P<stop>\d{1,3})")
@@ -94,6 +84,22 @@ def _parse_address(text: object) -> str:
         raise ValueError(f"{clean(text)!r} is not an IP address such as 0.0.0.0 or ::") from None
 
 
+def server_name(text: str) -> str:
+    """What clients call a server, also before the slash of SERVER/DEVICE.
+
+    Raises:
+        ConfigError: no handle can have it.
+
+    """
+    shown = clean(text)
+    if "/" in shown or not shown:
+        raise errors.ConfigError(
+            f"{shown!r} cannot be the name of a server: SERVER/DEVICE names a device",
+            hint="choose one without a slash, with --name or server.name",
+        )
+    return shown
+
+
 def _parse_command(value: object) -> object:
     """A command as a list, or as a text that is split as a shell would, but run without one."""
     return shlex.split(value) if isinstance(value, str) else value
@@ -110,7 +116,7 @@ FreePort = Annotated[int, Field(ge=0, le=65535)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class ServerConfig(_Section):
@@ -143,6 +149,15 @@ class ServerConfig(_Section):
     on_event: Command = []
     state_dir: str = ""
 
+    @field_validator("name")
+    @classmethod
+    def _fits_into_a_handle(cls, name: str) -> str:
+        try:
+            return name and server_name(name)
+        except errors.ConfigError as error:
+            context = {"why": error.message, "hint": error.hint}
+            raise PydanticCustomError("server_name", "{why}", context) from None
+
     @field_validator("share")
     @classmethod
     def _all_alive(cls, rules: list[Rule]) -> list[Rule]:
@@ -163,6 +178,50 @@ class ServerConfig(_Section):
         return names
 
 
+class WishConfig(_Section):
+    """A device that the agent keeps attached: a handle, or what the device must match.
+
+    Attributes:
+        device: SERVER/NAME, SERVER/BUS-ID, or a name, device id, serial number.
+        id: hardware id such as 0403:6001, or device id; may be a pattern.
+        serial: serial number; may be a pattern.
+        port: bus id: whatever sits there; 1-1.* is every port of the hub at 1-1.
+        server: name or address of the server.
+        first: take the first of several that match, instead of none.
+        name: of the directory below /dev/usb-remote.
+        user, group: who shall own its nodes.
+        mode: permission bits of its nodes, octal, in quotes.
+
+    """
+
+    device: str | None = None
+    id: str | None = None
+    serial: str | None = None
+    port: str | None = None
+    server: str | None = None
+    first: bool = False
+    name: DeviceName | None = None
+    user: str | None = None
+    group: str | None = None
+    mode: str | None = Field(default=None, pattern=r"^0?[0-7]{3}$")
+
+    @model_validator(mode="after")
+    def _says_which(self) -> Self:
+        if not (self.device or self.id or self.serial or self.port):
+            raise ValueError("which device? one of device, id, serial and port is needed")
+        return self
+
+
+def _parse_wish(value: object) -> object:
+    """A mere text is a handle."""
+    return {"device": value} if isinstance(value, str) else value
+
+
+WishEntry = Annotated[WishConfig, BeforeValidator(_parse_wish)]
+MAX_ATTACH = 128
+"""Most devices that a configuration may wish for: vhci-hcd has no more ports (8 x 15, 2 speeds)."""
+
+
 class Config(_Section):
     """The whole file. The first four keys are those of usb-remote 2.x.
 
@@ -173,6 +232,7 @@ class Config(_Section):
         server_port: TCP port of servers that are given without one.
         discovery: whether to look for servers by mDNS.
         on_event: a command that `watch` runs for each event; without a shell.
+        attach: devices that `usb-remote agent` keeps attached to this machine.
         server: what `usb-remote server` does on this machine.
 
     """
@@ -183,6 +243,7 @@ class Config(_Section):
     server_port: Port = 5055
     discovery: bool = True
     on_event: Command = []
+    attach: list[WishEntry] = Field(default=[], max_length=MAX_ATTACH)
     server: ServerConfig = ServerConfig()
 
     @field_validator("server_ranges")
@@ -210,170 +271,6 @@ class Config(_Section):
         return Server(name=text, addresses=(host,), port=port or self.server_port)
 
 
-# -- where it is --------------------------------------------------------------------------------
-
-
-def candidate_paths(environment: Mapping[str, str] = os.environ) -> Iterator[Path]:
-    """Where a configuration may be, first one first; the environment's must exist."""
-    yield LOCAL.absolute()
-    home = Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    yield home / "usb-remote" / "usb-remote.config"
-    yield Path("/etc/usb-remote/usb-remote.config")
-
-
-def find_path(option: Path | None, environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The file that is in force; None if there is none.
-
-    Raises:
-        ConfigError: a file that was asked for by name does not exist.
-
-    """
-    named = [(option, "--config")] if option else []
-    named += [(Path(environment[v]), v) for v in (VARIABLE, LEGACY_VARIABLE) if environment.get(v)]
-    for path, who in named:
-        if path is not None:
-            if not path.expanduser().is_file():
-                raise errors.ConfigError(
-                    f"{path} (from {who}) does not exist",
-                    hint="usb-remote config add-server HOST makes it",
-                )
-            return path.expanduser()
-    return next((path for path in candidate_paths(environment) if path.is_file()), None)
-
-
-def path_to_write(option: Path | None, environment: Mapping[str, str] = os.environ) -> Path:
-    """The file that `config add-server` and its like change, or make."""
-    named = option or environment.get(VARIABLE) or environment.get(LEGACY_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    return find_path(None, environment) or list(candidate_paths(environment))[1]
-
-
-# -- reading ------------------------------------------------------------------------------------
-
-
-def load_in_force(option: Path | None, environment: Mapping[str, str] = os.environ) -> Config:
-    """Read the file that is in force; raises as :func:`find_path` and :func:`load`."""
-    path = find_path(option, environment)
-    config = load(path)
-    is_named = option or environment.get(VARIABLE) or environment.get(LEGACY_VARIABLE)
-    if path is not None and path == LOCAL.absolute() and not is_named:
-        _refuse_foreign_commands(path, config)
-    return config
-
-
-def load(path: Path | None) -> Config:
-    """Read and check a file; no file is the default configuration.
-
-    Raises:
-        ConfigError: naming file, line and key.
-
-    """
-    if path is None:
-        return Config()
-    data = _parse(path)
-    try:
-        given = {key: value for key, value in (data or {}).items() if value is not None}
-        return Config.model_validate(given)
-    except ValidationError as error:
-        raise _explained(path, data, error) from None
-
-
-def _refuse_foreign_commands(path: Path, config: Config) -> None:
-    """The file of a directory that one happens to be in must not run programs."""
-    commands = {"on_event": config.on_event, "server.on_event": config.server.on_event}
-    for key, command in commands.items():
-        if command:
-            raise errors.ConfigError(
-                f"{path}: {key}: a file of the current directory may not name programs",
-                hint=f"name it on purpose: usb-remote --config {path} …, or move it to "
-                "~/.config/usb-remote/usb-remote.config",
-            )
-
-
-def _parse(path: Path) -> Any:
-    from ruamel.yaml import YAML  # 50 ms, and most machines have no file
-    from ruamel.yaml.error import YAMLError
-
-    try:
-        data = YAML().load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.ConfigError(f"{path}: cannot be read: {error}") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = clean(getattr(error, "problem", None) or error)
-        raise errors.ConfigError(f"{path}{line}: broken YAML: {problem}") from None
-    if data is not None and not isinstance(data, dict):
-        raise errors.ConfigError(f"{path}:1: a configuration is a mapping of keys to values")
-    return data
-
-
-_WORDS = {
-    "model_type": "a mapping of keys to values is needed here",
-    "dict_type": "a mapping of names to devices is needed here",
-    "list_type": "a list is needed here",
-    "string_type": "a text is needed here: put it in quotes",
-}
-"""What pydantic says of types, in words for people who write YAML."""
-
-
-def _explained(path: Path, data: Any, error: ValidationError) -> errors.ConfigError:
-    first = error.errors(include_url=False)[0]
-    where = [part for part in first["loc"] if part != "[key]"]
-    if "part" in first.get("ctx", {}):
-        where.append(first["ctx"]["part"])
-    key = clean(".".join(str(part) for part in where))
-    hint = None
-    message = _WORDS.get(first["type"]) or clean(first["msg"].removeprefix("Value error, "))
-    if first["type"] == "extra_forbidden":
-        message = "unknown key"
-        hint = f"known keys: {', '.join(_known_keys(where[:-1]))}"
-    return errors.ConfigError(f"{path}:{_line(data, where)}: {key}: {message}", hint=hint)
-
-
-def _known_keys(section: list[Any]) -> Iterable[str]:
-    """The keys that may stand where an unknown one was found."""
-    if section[:2] == ["server", "share"]:
-        fields = Criteria.model_fields if len(section) > 3 else Rule.model_fields
-        return [field.alias or name for name, field in fields.items()]
-    if section[:2] == ["server", "names"]:
-        return Place.model_fields
-    return (ServerConfig if section else Config).model_fields
-
-
-def _line(data: Any, where: list[Any]) -> int:
-    """The line of the innermost key that the parser kept a position for."""
-    line = 0
-    for part in where:
-        try:
-            line = data.lc.data[part][0]
-            data = data[part]
-        except (AttributeError, KeyError, IndexError, TypeError):
-            break
-    return line + 1
-
-
-# -- writing ------------------------------------------------------------------------------------
-
-
-def add_server(path: Path, server: str) -> bool:
-    """Append to ``servers``; False if it was there already. Raises ConfigError, UsageError."""
-    Config().server_at(server)
-    if server in load(path if path.is_file() else None).servers:
-        return False
-    _change(path, lambda data: data.setdefault("servers", []).append(server))
-    return True
-
-
-def remove_server(path: Path, server: str) -> bool:
-    """Remove from ``servers``; False if it was not there."""
-    if not path.is_file() or server not in load(path).servers:
-        return False
-    _change(path, lambda data: data["servers"].remove(server))
-    return True
-
-
 def overridden(section: ServerConfig, given: Mapping[str, Any]) -> ServerConfig:
     """The section with what the command line says instead; raises UsageError."""
     try:
@@ -382,46 +279,5 @@ def overridden(section: ServerConfig, given: Mapping[str, Any]) -> ServerConfig:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         message = clean(first["msg"].removeprefix("Value error, "))
-        raise errors.UsageError(f"--{first['loc'][0]}: {message}") from None
-
-
-def set_timeout(path: Path, timeout: float) -> None:
-    """Set ``timeout`` in seconds; raises UsageError."""
-    try:
-        Config(timeout=timeout)
-    except ValidationError:
-        raise errors.UsageError("the timeout is a number of seconds, 0 < timeout <= 3600") from None
-    _change(path, lambda data: data.__setitem__("timeout", timeout))
-
-
-def _change(path: Path, change: Any) -> None:
-    """Change a file in place: comments and order stay, and it is never half written."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.comments import CommentedMap
-
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    load(path if text else None)
-    parsed = _parse(path) if text else None
-    only_comments = parsed is None
-    data: Any = CommentedMap() if only_comments else parsed
-    if data.get("servers", ...) is None:
-        del data["servers"]
-    change(data)
-    with io.StringIO() as out:
-        yaml.dump(data, out)
-        _replace(path, text * only_comments + out.getvalue())
-
-
-def _replace(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-        Path(file.name).chmod(mode)
-        Path(file.name).replace(path.resolve())
-    except OSError as error:
-        raise errors.ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+        hint = first.get("ctx", {}).get("hint")
+        raise errors.UsageError(f"--{first['loc'][0]}: {message}", hint=hint) from None

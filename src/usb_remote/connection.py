@@ -1,57 +1,54 @@
-"""One connection to one server: requests and replies, or a watch.
+"""One connection, to a server or to the agent of this machine: requests and replies, or a watch.
 
 Rule of this file: whatever goes wrong on the way is Unreachable (or InvalidReply), with the
-server's name in it; no other exception leaves it.
+server's name in it; no other exception leaves it. How one to a server is opened: addresses.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
+import getpass
 import os
-import socket
-import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-from usb_remote import errors, protocol
+from usb_remote import agent_protocol, errors, protocol, protocol_2x, replies
+from usb_remote.addresses import SILENCE, open_first
 from usb_remote.model import Listing, Server, Snapshot
 
-HEAD_START = 0.1
-"""Seconds that the first of several addresses has for itself."""
+_T = TypeVar("_T")
+_D = TypeVar("_D")
+Tell = Callable[[replies.WatchEvent], None]
 
 
-Tell = Callable[[protocol.WatchEvent], None]
-
-
-def _ignore(_event: protocol.WatchEvent) -> None:
+def _ignore(_event: replies.WatchEvent) -> None:
     """Events before an answer are for those who wait."""
 
 
-class Connection:
-    """An open connection; use :func:`connect` to make one.
+class _Lines:
+    """An open stream of lines to somebody.
+
+    ``_hint`` says what to look at when it was closed.
 
     Attributes:
         server: whom we asked for.
-        address: which of its addresses answered.
-        local_address: our own address on this connection, as the server sees it.
         hung_up: whether the other side has closed it.
 
     """
 
+    _hint = "does server.allow_from in its configuration let this machine in?"
+    _silent_hint = "usb-remote doctor looks at each step of the way to it"
+
     def __init__(
         self,
         server: Server,
-        address: str,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         timeout: float,
     ) -> None:
         self.server = server
-        self.address = address
-        self.local_address = str(writer.get_extra_info("sockname")[0])
         self.hung_up = False
         self._reader = reader
         self._writer = writer
@@ -68,45 +65,6 @@ class Connection:
     ) -> None:
         await self.close()
 
-    async def request(self, request: protocol.Request, tell: Tell = _ignore) -> protocol.Reply:
-        """Ask and wait for the answer; a 2.x server is asked again in its own words.
-
-        Args:
-            request: what to ask.
-            tell: called with each event that comes before the answer.
-
-        Raises:
-            Unreachable, InvalidReply: nobody, or somebody else, is there.
-            UsbRemoteError: what the server answers.
-
-        """
-        try:
-            line = await self._ask(protocol.request_line(request), protocol.time_for(request))
-            while protocol.is_event(line):
-                tell(protocol.parse_event(line))
-                line = await self._read_line(protocol.WATCH_TIMEOUT)
-            return protocol.parse_reply(line)
-        except errors.UsbRemoteError as error:
-            if not protocol.is_legacy_rejection(error):
-                raise
-        if not protocol.is_known_to_2x(request):
-            raise errors.Refused(f"{self.server.name} is usb-remote 2.x and cannot do that")
-        legacy = await connect(self.server, self._timeout, only=self.address)
-        async with legacy:
-            return protocol.parse_reply(await legacy._ask(protocol.legacy_request(request)))
-
-    async def watch(self) -> AsyncIterator[protocol.WatchEvent]:
-        """Every change from now on, the current state first, pings included.
-
-        Raises:
-            Unreachable: the server has gone, or was silent for WATCH_TIMEOUT seconds.
-
-        """
-        line = await self._ask(protocol.request_line(protocol.WatchRequest()))
-        while True:
-            yield protocol.parse_event(line)
-            line = await self._read_line(protocol.WATCH_TIMEOUT)
-
     async def _ask(self, line: bytes, extra: float = 0) -> bytes:
         try:
             self._writer.write(line)
@@ -120,8 +78,8 @@ class Connection:
             async with asyncio.timeout(timeout):
                 line = await self._reader.readline()
         except TimeoutError:
-            raise errors.Unreachable(
-                f"{self.server.name} did not answer within {timeout:g} s"
+            raise errors.Silent(
+                f"{self.server.name} did not answer within {timeout:g} s", hint=self._silent_hint
             ) from None
         except OSError as error:
             raise self._lost(error) from error
@@ -133,13 +91,23 @@ class Connection:
             raise self._hung_up(f"{self.server.name} closed the connection")
         return line
 
+    def understood(self, read: Callable[[_D], _T], data: _D) -> _T:
+        """What the other side says, read by this; its nonsense is reported with its name."""
+        try:
+            return read(data)
+        except errors.InvalidReply as error:
+            raise errors.InvalidReply(
+                f"{self.server.name}: {error.message}", hint=self._silent_hint
+            ) from None
+
     def _lost(self, error: OSError) -> errors.Unreachable:
+        if error.errno in SILENCE:
+            return errors.Silent(f"connection to {self.server.name} lost: {error.strerror}")
         return self._hung_up(f"connection to {self.server.name} lost: {error.strerror}")
 
     def _hung_up(self, message: str) -> errors.Unreachable:
         self.hung_up = True
-        hint = "does server.allow_from in its configuration let this machine in?"
-        return errors.Unreachable(message, hint=hint)
+        return errors.Unreachable(message, hint=self._hint)
 
     async def close(self) -> None:
         self._writer.close()
@@ -147,126 +115,180 @@ class Connection:
             await self._writer.wait_closed()
 
 
+class Connection(_Lines):
+    """An open connection to a server; use :func:`connect` to make one.
+
+    Attributes:
+        address: which of its addresses answered.
+        local_address: our own address on this connection, as the server sees it.
+
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        address: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        timeout: float,
+    ) -> None:
+        super().__init__(server, reader, writer, timeout)
+        self.address = address
+        self.local_address = str(writer.get_extra_info("sockname")[0])
+
+    async def request(self, request: protocol.Request, tell: Tell = _ignore) -> replies.Reply:
+        """Ask and wait for the answer; a 2.x server is asked again in its own words.
+
+        Args:
+            request: what to ask.
+            tell: called with each event that comes before the answer.
+
+        Raises:
+            Unreachable, InvalidReply: nobody, or somebody else, is there.
+            UsbRemoteError: what the server answers.
+
+        """
+        try:
+            return self.understood(replies.parse_reply, await self._answer(request, tell))
+        except errors.UsbRemoteError as error:
+            if not protocol_2x.is_rejection(error):
+                raise
+        if not protocol_2x.knows(request):
+            raise errors.Refused(f"{self.server.name} is usb-remote 2.x and cannot do that")
+        legacy = await connect(self.server, self._timeout, only=self.address)
+        async with legacy:
+            line = await legacy._ask(protocol_2x.request_line(request))
+            return self.understood(replies.parse_reply, line)
+
+    async def _answer(self, request: protocol.Request, tell: Tell) -> bytes:
+        """The line that answers; only to who waits may others come before it."""
+        extra, wait = protocol.time_for(request), protocol.time_to_wait(request)
+        limit = None if wait is None else self._timeout + extra + wait
+        try:
+            async with asyncio.timeout(limit):
+                line = await self._ask(protocol.request_line(request), extra)
+                while protocol.waits(request) and replies.is_event(line):
+                    tell(self.understood(replies.parse_event, line))
+                    line = await self._read_line(protocol.WATCH_TIMEOUT)
+                return line
+        except TimeoutError:
+            raise errors.Silent(
+                f"{self.server.name} did not answer within {limit:g} s", hint=self._silent_hint
+            ) from None
+
+    async def watch(self) -> AsyncIterator[replies.WatchEvent]:
+        """Every change from now on, the current state first, pings included.
+
+        Raises:
+            Unreachable: the server has gone, or was silent for WATCH_TIMEOUT seconds.
+
+        """
+        line = await self._ask(protocol.request_line(protocol.WatchRequest()))
+        while True:
+            yield self.understood(replies.parse_event, line)
+            line = await self._read_line(protocol.WATCH_TIMEOUT)
+
+
+TellAgent = Callable[[agent_protocol.AgentEvent], None]
+
+
+class AgentConnection(_Lines):
+    """An open connection to the agent of this machine; use :func:`connect_agent` to make one."""
+
+    _hint = "was it stopped? see: journalctl -u usb-remote-agent"
+    _silent_hint = "what does it do? see: journalctl -u usb-remote-agent"
+    _owed = 0
+    """Answers that have not come yet; those to questions that were cancelled are dropped."""
+
+    async def request(
+        self, request: agent_protocol.AgentRequest, tell: TellAgent = lambda event: None
+    ) -> replies.Reply:
+        """Ask and wait for the answer, for as long as the agent shows that it works on it.
+
+        Args:
+            request: what to ask.
+            tell: called with each event that comes before the answer.
+
+        Raises:
+            Unreachable, InvalidReply: the agent has gone, or is none.
+            UsbRemoteError: what it answers.
+
+        """
+        self._owed += 1
+        line = await self._ask(protocol.request_line(request), protocol.WATCH_TIMEOUT)
+        while not self._is_answer(line):
+            if replies.is_event(line):
+                tell(self.understood(agent_protocol.parse_event, line))
+            line = await self._read_line(protocol.WATCH_TIMEOUT)
+        return self.understood(replies.parse_reply, line)
+
+    def _is_answer(self, line: bytes) -> bool:
+        """Whether this answers the newest question."""
+        if replies.is_event(line):
+            return False
+        self._owed -= 1
+        return not self._owed
+
+    async def events(self) -> AsyncIterator[agent_protocol.AgentEvent]:
+        """Every event from now on, pings included; raises Unreachable when the agent has gone."""
+        while True:
+            line = await self._read_line(protocol.WATCH_TIMEOUT)
+            if self._owed and not replies.is_event(line):
+                self._owed -= 1
+            else:
+                yield self.understood(agent_protocol.parse_event, line)
+
+    async def watch(self) -> AsyncIterator[agent_protocol.AgentEvent]:
+        """Every server's view, again after each change; raises as :meth:`events`."""
+        line = await self._ask(protocol.request_line(agent_protocol.WatchRequest()))
+        yield self.understood(agent_protocol.parse_event, line)
+        async for event in self.events():
+            yield event
+
+
+def agent_socket(environment: Mapping[str, str] = os.environ) -> str:
+    """Where the agent listens; empty if none is wanted."""
+    return environment.get(agent_protocol.VARIABLE, agent_protocol.SOCKET)
+
+
+async def connect_agent(timeout: float, path: str | None = None) -> AgentConnection | None:
+    """Connect to the agent of this machine, None if there is none.
+
+    Raises:
+        Refused: we may not talk to it.
+
+    """
+    path = agent_socket() if path is None else path
+    try:
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_unix_connection(path, limit=protocol.MAX_REPLY)
+    except PermissionError:
+        raise errors.Refused(
+            f"only members of the group usb-remote may use the agent of this machine ({path})",
+            hint=f"sudo usermod -aG usb-remote {getpass.getuser()}   and log in again",
+        ) from None
+    except TimeoutError:
+        raise errors.Silent(f"the agent ({path}) did not answer within {timeout:g} s") from None
+    except (OSError, ValueError):  # no such file, or nobody listens any more
+        return None
+    return AgentConnection(Server(name="the agent"), reader, writer, timeout)
+
+
 async def list_devices(connection: Connection) -> Listing:
     """Everything that this server has; raises as :meth:`Connection.request`."""
     reply = await connection.request(protocol.ListRequest())
-    devices = protocol.parse_devices(reply.data)
+    devices = connection.understood(replies.parse_devices, reply.data)
     if reply.server and connection.server.id not in (None, reply.server.id):
         raise errors.Unreachable(
             f"{connection.server.name}: another server answers at {connection.address}"
         )
     return Listing(
-        server=protocol.server_of(reply.server, connection.server, connection.address),
+        server=replies.server_of(reply.server, connection.server, connection.address),
         snapshot=Snapshot(revision=reply.revision, devices=devices),
     )
 
 
 async def connect(server: Server, timeout: float, *, only: str | None = None) -> Connection:
-    """Connect to whichever address of the server answers first.
-
-    Raises:
-        Unreachable: none does; the message says why.
-
-    """
-    addresses = [only] if only else list(server.addresses)
-    try:
-        async with asyncio.timeout(timeout):
-            address, reader, writer = await _first(addresses, server.port)
-    except TimeoutError:
-        raise errors.Unreachable(
-            f"{server.name} did not answer within {timeout:g} s (TCP port {server.port})",
-            hint="is it switched on, and does a firewall let the port through?",
-        ) from None
-    except OSError as error:
-        raise errors.Unreachable(
-            f"{server.name}: {_reason(error)} (TCP port {server.port})",
-            hint="is `usb-remote server` running there?",
-        ) from error
-    _notice_death(writer, timeout)
-    return Connection(server, address, reader, writer, timeout)
-
-
-_Streams = tuple[str, asyncio.StreamReader, asyncio.StreamWriter]
-
-
-async def _first(hosts: list[str], port: int) -> _Streams:
-    """The first connection that stands; the others are dropped. Raises the last OSError.
-
-    The first address has a head start: it is where the server was heard, while another of its
-    addresses (172.17.0.1 of a container bridge) may be one of our own.
-    """
-    addresses = [a for answer in [await _resolve(host) for host in hosts] for a in answer]
-    delays = [0.0, *[HEAD_START] * (len(addresses) - 1)]
-    pending = {
-        asyncio.create_task(_open(address, port, delay))
-        for address, delay in zip(addresses, delays, strict=False)
-    }
-    failure: BaseException = socket.gaierror("no such host")
-    try:
-        while pending:
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            standing = [task.result() for task in done if not task.exception()]
-            for _, _, writer in standing[1:]:
-                writer.close()
-            if standing:
-                return standing[0]
-            failure = done.pop().exception() or failure
-        raise failure
-    finally:
-        await _drop(pending)
-
-
-async def _drop(tasks: set[asyncio.Task[_Streams]]) -> None:
-    for task in tasks:
-        task.cancel()
-    for result in await asyncio.gather(*tasks, return_exceptions=True):
-        if not isinstance(result, BaseException):
-            result[2].close()
-
-
-async def _open(address: str, port: int, delay: float) -> _Streams:
-    await asyncio.sleep(delay)
-    reader, writer = await asyncio.open_connection(address, port, limit=protocol.MAX_REPLY)
-    return address, reader, writer
-
-
-async def _resolve(host: str) -> list[str]:
-    """IP addresses of a host, none if there is no such host; an address is its own.
-
-    The look-up has a daemon thread of its own: a dead DNS server must not hold up our exit, as it
-    would in asyncio's pool, which is joined.
-    """
-    with contextlib.suppress(ValueError):
-        ipaddress.ip_address(host)
-        return [host]
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[str]] = loop.create_future()
-    threading.Thread(target=_look_up, args=(host, loop, answer), daemon=True).start()
-    return await answer
-
-
-def _look_up(host: str, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[list[str]]) -> None:
-    found: list[str] = []
-    try:
-        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        found = list(dict.fromkeys(str(info[4][0]) for info in infos))
-    except (OSError, UnicodeError):
-        found = []
-    with contextlib.suppress(RuntimeError):  # nobody waits any more, the loop is closed
-        loop.call_soon_threadsafe(_settle, answer, found)
-
-
-def _settle(answer: asyncio.Future[list[str]], found: list[str]) -> None:
-    if not answer.done():
-        answer.set_result(found)
-
-
-def _reason(error: OSError) -> str:
-    if isinstance(error, socket.gaierror):
-        return "no such host"
-    return os.strerror(error.errno).lower() if error.errno else str(error)
-
-
-def _notice_death(writer: asyncio.StreamWriter, timeout: float) -> None:
-    connection = writer.get_extra_info("socket")
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout * 1000))
+    """Connect to whichever address of the server answers first; raises as :func:`open_first`."""
+    opened = await open_first(server, timeout, only=only)
+    return Connection(server, *opened, timeout)

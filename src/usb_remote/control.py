@@ -7,20 +7,26 @@ disturbs nobody else. What a request means is for server.py.
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import logging
+import os
+import pwd
 import socket
+import struct
 from collections.abc import Container
 from dataclasses import dataclass
 from typing import Protocol
 
-from usb_remote import errors, protocol
+from usb_remote import errors, protocol_2x, replies
 from usb_remote.framing import RequestFramer
 
 log = logging.getLogger(__name__)
 
-MAX_AHEAD = 16
-"""Requests that a connection may send ahead while it waits for a device."""
+MAX_AHEAD = 64 * 1024
+"""Bytes that a connection may send ahead while it waits for a device."""
+AT_ONCE = 16
+"""Requests of one connection that are answered before the others have their turn."""
 DEAD_PEER_MS = 10_000
 """TCP_USER_TIMEOUT of control connections: a watcher that vanished is forgotten."""
 
@@ -30,8 +36,8 @@ class Limits:
     """What one client, or a thousand, may cost this server.
 
     Attributes:
-        connections: control connections in all; beyond that the oldest one that does not watch
-            gives way.
+        connections: control connections in all; beyond that the oldest one gives way that neither
+            watches nor waits.
         connections_per_address: the same for one address.
         request_timeout: seconds for a request to arrive, from the connection or its first byte.
         idle_timeout: seconds that a connection may be quiet between two requests.
@@ -48,6 +54,17 @@ class Limits:
     linger_bytes: int = 32 * 1024 * 1024
     linger_seconds: float = 3.0
     unread_bytes: int = 1024 * 1024
+
+
+RESERVED_FILES = 256
+"""Open files for all that is no control connection: sessions, mDNS, handshakes, sysfs, programs."""
+
+
+def limits_within(files: int) -> Limits:
+    """What clients may cost a process that may have so many open files."""
+    room = max(files - RESERVED_FILES, files // 2)
+    connections = min(Limits.connections, room)
+    return Limits(connections=connections, connections_per_address=(connections + 1) // 2)
 
 
 class Host(Protocol):
@@ -68,37 +85,71 @@ def say_forbidden(address: str) -> None:
     log.info("closed the connections of %s, which is not in server.allow_from", address)
 
 
+def is_used_up(error: BaseException | None) -> bool:
+    """Whether it is files or memory that keep a connection from being accepted; logged once."""
+    used_up = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+    if not isinstance(error, OSError) or error.errno not in used_up:
+        return False
+    _say_used_up(os.strerror(error.errno))
+    return True
+
+
+@functools.lru_cache(maxsize=8)
+def _say_used_up(why: str) -> None:
+    log.warning("some connections can only be accepted when others have ended: %s", why)
+
+
 class ControlConnection(asyncio.Protocol):
-    """One client: cuts its bytes into requests, keeps its deadlines, never waits for it."""
+    """One client: cuts its bytes into requests, keeps its deadlines, never waits for it.
+
+    Attributes:
+        address: IP address of the client, "" on a unix socket.
+        user: who it is, "" over TCP.
+        watches: whether it gets events for ever.
+        waits: whether its request waits for others.
+        holds: whether something is kept for it as long as it is open.
+
+    """
 
     def __init__(self, server: Host) -> None:
         self.address = ""
+        self.user = ""
         self.watches = False
         self.waits = False
+        self.holds = False
         self._server = server
         self._limits = server.limits
         self._framer = RequestFramer()
-        self._waiting: list[bytes] = []
+        self._unfinished = False
         self._paused = False
         self._half_closed = False
         self._full = False
         self._missed = b""
         self._linger_left = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._turn: asyncio.Handle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way on it."""
+        return not (self.watches or self.holds or self._paused)
 
     # what asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self.address = str(transport.get_extra_info("peername")[0]).removeprefix("::ffff:")
+        connection = transport.get_extra_info("socket")
+        if connection.family == socket.AF_UNIX:
+            self.user = _peer(connection)
+        else:
+            self.address = str(transport.get_extra_info("peername")[0]).removeprefix("::ffff:")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
         if self.address not in self._server.allowed:
             say_forbidden(self.address)
             transport.abort()
             return
         transport.set_write_buffer_limits(high=self._limits.unread_bytes)
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
         self._deadline(self._limits.request_timeout)
         self._server.admit(self)
 
@@ -108,39 +159,35 @@ class ControlConnection(asyncio.Protocol):
         if self._linger_left:
             self._discard(len(data))
             return
-        if self.waits and len(self._waiting) >= MAX_AHEAD:
-            self._transport.pause_reading()
-        was_pending = self._framer.pending
-        try:
-            for request in self._framer.feed(data):
-                was_pending = False
-                self._waiting.append(request)
-                self._answer_waiting()
-        except errors.InvalidRequest as error:
-            self._reject(error, data)
-            return
-        if self._framer.pending and not was_pending:
-            self._deadline(self._limits.request_timeout)
+        self._framer.feed(data)
+        if self._turn is None:
+            self._answer_some()
 
     def eof_received(self) -> bool:
-        """Whether to keep our half open: yes, while an answer or a watch is under way."""
+        """Whether to keep our half open: yes, while answers or a watch are under way."""
         self._half_closed = True
-        if self._framer.pending and not self._linger_left:
+        if self._unfinished and not self._linger_left:
             self._transport.write(_failed("the request is incomplete"))
-        return (self._paused and not self.waits) or self.watches
+        answering = self._full or self._turn or (self._paused and not self.waits)
+        return not self.holds and (bool(answering) or self.watches)
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._stop_timer()
+        if self._turn is not None:
+            self._turn.cancel()
         self._server.forget(self)
 
     def pause_writing(self) -> None:
+        """What it has asked for stays unread, as does what it asks for next."""
         self._full = True
+        self._read_or_not()
 
     def resume_writing(self) -> None:
         self._full = False
         if self._missed:
             missed, self._missed = self._missed, b""
             self.push(missed)
+        self._go_on_soon()
 
     # what the server calls
 
@@ -149,8 +196,6 @@ class ControlConnection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self._transport.write(line)
-        if self._full and not self.watches:
-            self._transport.pause_reading()
         self._deadline(self._limits.idle_timeout)
 
     def push(self, line: bytes) -> None:
@@ -159,7 +204,7 @@ class ControlConnection(asyncio.Protocol):
             return
         if not self._full:
             self._transport.write(line)
-        elif line is not protocol.PING:
+        elif line is not replies.PING:
             self._missed = line
 
     def pause(self, *, waits: bool = False) -> None:
@@ -168,31 +213,73 @@ class ControlConnection(asyncio.Protocol):
         Who only waits for others is read from, for that alone shows that it has gone.
         """
         self._paused, self.waits = True, waits
-        if not waits:
-            self._transport.pause_reading()
 
     def resume(self) -> None:
+        """Its answer is sent now, or within this turn of the loop."""
         self._paused = self.waits = False
-        if self._transport.is_closing():
-            return
-        self._transport.resume_reading()
-        self._answer_waiting()
-        if self._half_closed and not self._paused:
-            self.close()
+        self._go_on_soon()
 
     def close(self) -> None:
         self._transport.close()
 
     # parts
 
-    def _answer_waiting(self) -> None:
-        while self._waiting and not self._paused:
-            self._server.answer(self._waiting.pop(0), self)
+    def _go_on_soon(self) -> None:
+        if self._turn is None and not self._transport.is_closing():
+            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
 
-    def _reject(self, error: errors.InvalidRequest, data: bytes) -> None:
+    def _take_turn(self) -> None:
+        self._turn = None
+        self._answer_some()
+
+    def _answer_some(self) -> None:
+        """Answer what has arrived: a few at a time, and only as long as the client reads."""
+        try:
+            for _ in range(AT_ONCE):
+                if self._paused or self._full or not self._answer_next():
+                    break
+            else:
+                self._go_on_soon()
+        except errors.InvalidRequest as error:
+            self._reject(error)
+        self._read_or_not()
+
+    def _answer_next(self) -> bool:
+        """Whether there was a whole request."""
+        request = self._framer.take()
+        if request is None:
+            self._has_answered_all()
+            return False
+        self._unfinished = False
+        self._server.answer(request, self)
+        return True
+
+    def _has_answered_all(self) -> None:
+        """What is left is the beginning of a request, or nothing."""
+        begun = bool(self._framer.rest)
+        if self._half_closed and not self.watches:
+            if begun:
+                self._transport.write(_failed("the request is incomplete"))
+            self.close()
+        elif begun and not self._unfinished:
+            self._deadline(self._limits.request_timeout)
+        self._unfinished = begun
+
+    def _read_or_not(self) -> None:
+        """Read on unless there is enough to do; who waits is read from, to hear of its end."""
+        ahead = len(self._framer.rest) > MAX_AHEAD
+        if self._full or self._turn or (self._paused and (ahead or not self.waits)):
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _reject(self, error: errors.InvalidRequest) -> None:
         """Say what was wrong, once, and read the rest away: a reset would eat the answer."""
         log.info("bad request from %s: %s", self.address, error)
-        self._transport.write(protocol.failure(error, legacy=protocol.is_legacy_line(data)))
+        legacy = protocol_2x.is_line(self._framer.rest)
+        self._transport.write(replies.failure(error, legacy=legacy))
+        self._framer = RequestFramer()
+        self._unfinished = False
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._linger_left = self._limits.linger_bytes
@@ -213,13 +300,23 @@ class ControlConnection(asyncio.Protocol):
             self._timer.cancel()
 
     def _too_late(self) -> None:
-        if self.watches or self._paused:
+        if not self.is_idle:
             return
-        if self._framer.pending and not self._linger_left:
+        if self._unfinished:
             limit = f"{self._limits.request_timeout:g} s"
             self._transport.write(_failed(f"no complete request within {limit}"))
         self._transport.close()
 
 
+def _peer(connection: socket.socket) -> str:
+    """The user at the other end of a unix socket (unix(7), SO_PEERCRED: pid, uid, gid)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _, uid, _ = struct.unpack("3i", credentials)
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
 def _failed(message: str) -> bytes:
-    return protocol.failure(errors.InvalidRequest(message), legacy=True)
+    return replies.failure(errors.InvalidRequest(message), legacy=True)

@@ -11,7 +11,10 @@ from typing import Any, ClassVar
 
 
 class Exit(IntEnum):
-    """Exit status of every command (docs/reference/errors.md)."""
+    """Exit status of every command (docs/reference/errors.md).
+
+    LOST is of `run --fail-on-loss` alone, which otherwise ends as its command did.
+    """
 
     OK = 0
     UNEXPECTED = 1
@@ -20,6 +23,7 @@ class Exit(IntEnum):
     REFUSED = 4
     SYSTEM = 5
     UNREACHABLE = 6
+    LOST = 7
 
 
 class UsbRemoteError(Exception):
@@ -112,6 +116,10 @@ class Unreachable(UsbRemoteError):
 
     code = "unreachable"
     exit_status = Exit.UNREACHABLE
+
+
+class Silent(Unreachable):
+    """Nothing at all is heard of the server: its machine, or the way to it, may be dead."""
 
 
 _BY_CODE = {cls.code: cls for cls in UsbRemoteError.__subclasses__()}

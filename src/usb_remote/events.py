@@ -1,16 +1,18 @@
 """What happens to devices: plugged, unplugged, attached, ended; and how to see it in snapshots.
 
 Rule of this file: values and pure functions. The server records what it observes itself
-(history.py); a client sees the same by comparing two snapshots.
+(history.py); a client sees the same by comparing two snapshots, and besides what holders should
+hear in time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from enum import StrEnum
 
-from usb_remote.model import Cause, Device, Holder, Model, OptionalText, Text
+from usb_remote.model import Cause, Device, Holder, Model
+from usb_remote.values import BusId, Moment, OptionalText, Text
 
 
 class Kind(StrEnum):
@@ -20,6 +22,8 @@ class Kind(StrEnum):
     UNPLUGGED = "unplugged"
     ATTACHED = "attached"
     ENDED = "ended"
+    ENDS_SOON = "ends_soon"
+    ASKED = "asked"
 
 
 class Event(Model):
@@ -29,15 +33,15 @@ class Event(Model):
         at: when, by the clock of whoever has seen it.
         device: its device id; ``bus_id``, ``name``, ``serial``, ``description`` at that time.
         speed: Mbit/s, when it was plugged in or out.
-        holder: whose session began or ended.
+        holder: whose session began, ended, ends soon, or is asked to end.
         cause: why it ended; None where a client cannot tell, because the device is gone.
-        by: who ended it, if that was not the holder.
+        by: who ended it, if that was not the holder; or asks for the device.
         seconds: how long the session was.
         note: what else is worth knowing, for people.
 
     """
 
-    at: datetime
+    at: Moment
     kind: Kind
     device: Text
     bus_id: Text
@@ -58,6 +62,10 @@ class Event(Model):
         if self.kind is Kind.ENDED:
             cause = f": {self.cause}" if self.cause else ""
             words += ["with", str(self.holder), f"after {duration(self.seconds)}{cause}"]
+        if self.kind is Kind.ENDS_SOON:
+            words[1:] = ["is with", str(self.holder), "only a little longer"]
+        if self.kind is Kind.ASKED:
+            words[1:] = ["is asked for"]
         if self.by:
             words += ["by", self.by]
         return " ".join(words) + (f" ({self.note})" if self.note else "")
@@ -65,7 +73,7 @@ class Event(Model):
 
 def duration(seconds: float | None) -> str:
     """``75`` -> ``1 min 15 s``: the two largest units, for people."""
-    left = round(seconds or 0)
+    left = max(round(seconds or 0), 0)
     parts = []
     for name, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         count, left = divmod(left, size)
@@ -134,21 +142,48 @@ def _session(before: Device | None, after: Device | None, at: datetime) -> Itera
             holder=old,
             cause=ended.cause if ended else None,
             by=ended.by if ended else None,
-            seconds=((ended.at if ended else at) - old.since).total_seconds(),
+            seconds=max(((ended.at if ended else at) - old.since).total_seconds(), 0),
         )
     if after and new and new.since and (old is None or old.since != new.since):
         yield of_device(Kind.ATTACHED, after, new.since, holder=new)
+        old = None
+    if after and new and new.since:
+        yield from _news(after, new, old, at)
 
 
-def about(events: Iterable[Event], word: str | None) -> list[Event]:
-    """The events of the devices that a word means: name, device id, bus id, serial or id prefix."""
-    if word is None:
-        return list(events)
-    lower = word.lower()
-    steps: tuple[Callable[[Event], bool], ...] = (
-        lambda e: lower in {(e.name or "").lower(), e.device.lower()},
-        lambda e: lower in {e.bus_id, (e.serial or "").lower()},
-        lambda e: e.device.lower().startswith(lower),
-    )
+def _news(device: Device, holder: Holder, before: Holder | None, at: datetime) -> Iterator[Event]:
+    """What the holder of a session should hear, if that was not so before."""
+    if holder.ends_soon and not (before and before.ends_soon):
+        yield of_device(Kind.ENDS_SOON, device, at, holder=holder)
+    if (asked := holder.asked) and not (before and before.asked == asked):
+        more = {"by": asked.by, "note": asked.message}
+        yield of_device(Kind.ASKED, device, at, holder=holder, **more)
+
+
+def about(events: Iterable[Event], word: str | None, now: Iterable[Device] = ()) -> list[Event]:
+    """The events of what a word means: a place by its bus id, else one or more devices.
+
+    A device is meant by its name, device id, serial number or the beginning of its id; a name is
+    that of a device that is there now, else of the one that had it last.
+    """
     kept = list(events)
-    return next((found for step in steps if (found := [e for e in kept if step(e)])), [])
+    if word is None:
+        return kept
+    lower = word.lower()
+    if BusId.is_valid(lower):
+        return [event for event in kept if event.bus_id == lower]
+    meant = _meant(kept, lower, now)
+    return [event for event in kept if event.device in meant]
+
+
+def _meant(events: list[Event], word: str, now: Iterable[Device]) -> set[str]:
+    """Device ids, by the most telling step that finds any."""
+    named = [event.device for event in events if (event.name or "").lower() == word]
+    steps = (
+        {device.id for device in now if (device.name or "").lower() == word},
+        set(named[-1:]),
+        {event.device for event in events if event.device.lower() == word},
+        {event.device for event in events if (event.serial or "").lower() == word},
+        {event.device for event in events if event.device.lower().startswith(word)},
+    )
+    return next(filter(None, steps), set())

@@ -14,12 +14,13 @@ from collections.abc import Iterable
 from functools import partial
 
 from usb_remote import errors, usbip_wire
-from usb_remote.control import say_forbidden
+from usb_remote.control import is_used_up, say_forbidden
 from usb_remote.leases import Leases
-from usb_remote.model import BusId, State
+from usb_remote.model import State
 from usb_remote.rules import Networks
 from usb_remote.sharing import DeviceSource
-from usb_remote.usbip_wire import Status
+from usb_remote.usbip_wire import Record, Status
+from usb_remote.values import BusId
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ HANDSHAKE_TIMEOUT = 5.0
 """Seconds for the 8 or 40 bytes of a request to arrive."""
 MAX_HANDSHAKES = 64
 """Connections that are being read at a time; older ones give way to newer ones."""
+
+REST = 1.0
+"""Seconds until the next try to accept when files or memory are used up, as asyncio does."""
 
 
 class Exporter:
@@ -52,49 +56,76 @@ class Exporter:
         self._leases = leases
         self._timeout = timeout
         self._listeners: list[socket.socket] = []
-        self._handshakes: dict[socket.socket, asyncio.Task[None]] = {}
+        self._resting: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._handshakes: dict[socket.socket, tuple[str, asyncio.Task[None]]] = {}
         self._imports: set[asyncio.Task[None]] = set()
 
-    async def start(self, addresses: Iterable[str], port: int) -> None:
-        """Listen.
+    def bind(self, addresses: Iterable[str], port: int) -> None:
+        """Take the port: who connects waits until :meth:`start`.
 
         Raises:
             SystemFault: the port is taken; the hint frees it.
 
         """
-        loop = asyncio.get_running_loop()
         self.port = port
         for address in addresses:
             listener = _listen(address, self.port)
             self.port = listener.getsockname()[1]
             self._listeners.append(listener)
-            loop.add_reader(listener, self._accept, listener)
+
+    def start(self) -> None:
+        """Answer."""
+        for listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     async def stop(self) -> None:
         """Close the port, and every connection that is no session yet."""
+        for timer in self._resting.values():
+            timer.cancel()
         while self._listeners:
             listener = self._listeners.pop()
             asyncio.get_running_loop().remove_reader(listener)
             listener.close()
-        for task in list(self._handshakes.values()):
+        handshakes = [task for _, task in self._handshakes.values()]
+        for task in handshakes:
             task.cancel()
-        tasks = (*self._handshakes.values(), *self._imports)
+        tasks = (*handshakes, *self._imports)
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def close_forbidden(self) -> None:
+        """Close what has begun, and may not talk to this server any more; sessions are leases'."""
+        for address, task in list(self._handshakes.values()):
+            if address not in self.allowed:
+                task.cancel()
+
     def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # the peer may be gone already
+        try:
             connection, peer = listener.accept()
-            if (address := _plain(peer[0])) not in self.allowed:
-                say_forbidden(address)
-                connection.close()
-                return
-            connection.setblocking(False)
-            while len(self._handshakes) >= MAX_HANDSHAKES:
-                oldest = next(iter(self._handshakes))
-                self._handshakes.pop(oldest).cancel()
-            task = asyncio.create_task(self._handshake(connection, address))
-            self._handshakes[connection] = task
-            task.add_done_callback(partial(self._shaken, connection))
+        except OSError as error:
+            if is_used_up(error):
+                self._rest(listener)
+            return  # or the peer has gone already
+        if (address := _plain(peer[0])) not in self.allowed:
+            say_forbidden(address)
+            connection.close()
+            return
+        connection.setblocking(False)
+        while len(self._handshakes) >= MAX_HANDSHAKES:
+            oldest = next(iter(self._handshakes))
+            self._handshakes.pop(oldest)[1].cancel()
+        task = asyncio.create_task(self._handshake(connection, address))
+        self._handshakes[connection] = address, task
+        task.add_done_callback(partial(self._shaken, connection))
+
+    def _rest(self, listener: socket.socket) -> None:
+        """Whoever waits to be accepted would wake us again and again until there is room."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener)
+        self._resting[listener] = loop.call_later(REST, self._listen_again, listener)
+
+    def _listen_again(self, listener: socket.socket) -> None:
+        del self._resting[listener]
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     def _shaken(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._handshakes.pop(connection, None)
@@ -107,7 +138,7 @@ class Exporter:
             async with asyncio.timeout(self._timeout):
                 request = await _read_request(connection)
             if isinstance(request, usbip_wire.ImportRequest):
-                self._imports.add(self._handshakes.pop(connection))  # from here to the end
+                self._imports.add(self._handshakes.pop(connection)[1])  # from here to the end
                 await self._import(connection, request.bus_id, address)
             else:
                 await self._devlist(connection)
@@ -122,12 +153,24 @@ class Exporter:
             await loop.sock_sendall(connection, usbip_wire.pack_devlist(records))
 
     async def _import(self, connection: socket.socket, bus_id: BusId, address: str) -> None:
-        """One decision for ours and stock clients; the reply follows the kernel's yes."""
+        """One decision for ours and stock clients; who got a yes that fails is hung up on."""
+        accepted: list[Record] = []
+
+        def accept(record: Record) -> None:
+            accepted.append(record)
+            _send(connection, usbip_wire.pack_import(record))
+
         try:
-            reply = usbip_wire.pack_import(await self._leases.begin(connection, bus_id, address))
+            await self._leases.begin(connection, bus_id, address, accept)
         except errors.UsbRemoteError as error:
             log.info("import of %s by %s refused: %s", bus_id, address, error)
-            reply = usbip_wire.pack_import(None, _status(error))
+            if not accepted:
+                _send(connection, usbip_wire.pack_import(None, _status(error)))
+
+
+def _send(connection: socket.socket, reply: bytes) -> None:
+    """A client that has gone is noticed by whoever has the connection."""
+    with contextlib.suppress(OSError):
         connection.send(reply)  # 320 bytes into an empty socket buffer never block
 
 
@@ -169,8 +212,8 @@ def _listen(address: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         taken = (
-            "is a distribution's usbipd running? type: sudo pkill usbipd "
-            "(if it is a service: sudo systemctl disable --now usbipd)"
+            f"who has it? type: sudo ss -tlnp 'sport = :{port}'   and if that is usbipd: "
+            "sudo pkill usbipd (if it is a service: sudo systemctl disable --now usbipd)"
         )
         raise errors.SystemFault(
             f"cannot listen on USB/IP port {port} of {address}: {error.strerror}",

@@ -13,10 +13,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from usb_remote import errors, protocol
+from usb_remote import errors, replies
 from usb_remote.config import Config
 from usb_remote.connection import connect, list_devices
-from usb_remote.matching import Query, is_called, is_same_server, select
+from usb_remote.matching import Query, called, is_called, is_same_server, select
 from usb_remote.model import Listing, Match, Server
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Finder:
                     answered.append(answer.server)
                     yield answer
             await asking
-            failures.sort(key=lambda failure: self._rank(failure.server))
+            failures.sort(key=lambda failure: self.rank(failure.server))
             for failure in _distinct(failures, answered):
                 yield failure
         finally:
@@ -129,12 +129,12 @@ class Finder:
             answered = [answer async for answer in answers]
         found = Search(failures=[a for a in answered if isinstance(a, Failure)])
         listings = [answer for answer in answered if isinstance(answer, Listing)]
-        for listing in sorted(listings, key=lambda listing: self._rank(listing.server)):
+        for listing in sorted(listings, key=lambda listing: self.rank(listing.server)):
             if not any(is_same_server(listing.server, kept.server) for kept in found.listings):
                 found.listings.append(listing)
         return found
 
-    def _rank(self, server: Server) -> tuple[int, str]:
+    def rank(self, server: Server) -> tuple[int, str]:
         """Configured servers in their order, then the others by name."""
         names = [configured.name for configured in self._config.configured_servers]
         return (names.index(server.name) if server.name in names else len(names), server.name)
@@ -165,7 +165,7 @@ class Finder:
         for server in self._config.range_servers:
             yield _Candidate(server, quiet=True, timeout=RANGE_TIMEOUT)
         if not (self._config.servers or self._config.server_ranges):
-            yield _Candidate(self._config.server_at(protocol.LOCALHOST), quiet=True)
+            yield _Candidate(replies.default_server(self._config.server_port), quiet=True)
         async for server in self._discovered():
             yield _Candidate(self._as_configured(server))
 
@@ -176,7 +176,7 @@ class Finder:
 
     async def _named(self, host: str) -> AsyncIterator[_Candidate]:
         """One server, by address, host name, or the name that it announces."""
-        configured = [s for s in self._config.configured_servers if is_called(s, host)]
+        configured = called(self._config.configured_servers, host)
         if configured or not self._config.discovery or " " not in host:
             yield _Candidate(configured[0] if configured else self._config.server_at(host))
         async for server in self._discovered():
@@ -190,6 +190,7 @@ class Finder:
         try:
             async for server in self._browse():
                 heard = True
+                log.debug("heard of %s by mDNS", server.name)
                 yield server
             if not heard:  # nobody at all: on a busy machine or network the first look may be short
                 async for server in self._browse():
@@ -202,7 +203,7 @@ class Finder:
     ) -> None:
         timeout = candidate.timeout or self._config.timeout
         try:
-            answers.put_nowait(await _listing(candidate.server, timeout))
+            answers.put_nowait(await _timed_listing(candidate.server, timeout))
         except errors.UsbRemoteError as error:
             if not candidate.quiet:
                 answers.put_nowait(Failure(candidate.server, error))
@@ -215,6 +216,22 @@ class Finder:
 
         """
         return (await self.search(query.host)).choose(query)
+
+
+async def _timed_listing(server: Server, timeout: float) -> Listing:
+    """The same as :func:`_listing`, told to whoever wants to know with --debug."""
+    loop, who = asyncio.get_running_loop(), server.name or "this machine"
+    start = loop.time()
+    log.debug("asking %s at %s, TCP port %s", who, ", ".join(server.addresses), server.port)
+    try:
+        listing = await _listing(server, timeout)
+    except errors.UsbRemoteError as error:
+        log.debug("no answer from %s after %.3f s: %s", who, loop.time() - start, error)
+        raise
+    count, address = len(listing.snapshot.devices), listing.server.addresses[0]
+    spent = loop.time() - start
+    log.debug("%s answers at %s after %.3f s: %s devices", who, address, spent, count)
+    return listing
 
 
 async def _listing(server: Server, timeout: float) -> Listing:
@@ -239,7 +256,11 @@ def _distinct(failures: Iterable[Failure], answered: Iterable[Server]) -> Iterat
 
 
 def _nothing(search: Search, query: Query) -> errors.UsbRemoteError:
-    """Why nothing matches: no server at all, only dead ones, or no such device."""
+    """Why nothing matches: no server at all, only dead ones, that one, or no such device."""
+    host = query.host or (query.handle or "").rpartition("/")[0]
+    for failure in search.failures:
+        if host and is_called(failure.server, host):
+            return failure.error
     if search.listings:
         return errors.NotFound(
             f"no device matches {query}", hint="usb-remote list shows what there is"
@@ -255,6 +276,6 @@ def _no_server(host: str | None) -> errors.UsbRemoteError:
         )
     return errors.NotFound(
         "no usb-remote server found on this network",
-        hint="start one with: usb-remote server   or name one that mDNS does not reach with: "
+        hint="start one with: sudo usb-remote server   or name one that mDNS does not reach with: "
         "usb-remote config add-server HOST",
     )

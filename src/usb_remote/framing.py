@@ -6,7 +6,6 @@ Rule of this file: bytes in, bytes out, linear in their number, whatever they ar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from usb_remote import errors
 
@@ -24,6 +23,7 @@ class RequestFramer:
 
     _STRUCTURE = re.compile(rb'[\n"\\{}\[\]]')
     _IN_STRING = re.compile(rb'[\n"\\]')
+    _INK = re.compile(rb"\S")
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -35,28 +35,39 @@ class RequestFramer:
         self._quoted = False
 
     @property
-    def pending(self) -> bool:
-        """Whether an unfinished request is waiting for its end."""
-        return bool(self._buffer)
+    def rest(self) -> bytearray:
+        """What has arrived and was not taken yet."""
+        return self._buffer
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield each request that is complete now.
+    def feed(self, data: bytes) -> None:
+        """Keep what has arrived."""
+        self._buffer += data
+
+    def take(self) -> bytes | None:
+        """The next request, None if it is not complete yet.
 
         Raises:
             InvalidRequest: what has arrived cannot become a request any more.
 
         """
-        self._buffer += data
-        while end := self._end():
+        self._skip_blanks()
+        end = self._end()
+        if (end or len(self._buffer)) > MAX_REQUEST:
+            raise errors.InvalidRequest(f"request longer than {MAX_REQUEST} bytes")
+        if end:
             request = bytes(self._buffer[:end]).strip()
             del self._buffer[:end]
             self._start_over()
-            if request:
-                yield request
-        if self._depth == 0 and self._buffer.strip():
+            return request
+        if self._buffer and self._depth == 0:
             raise errors.InvalidRequest("not a JSON object", hint='try {"command":"list"}')
-        if len(self._buffer) > MAX_REQUEST:
-            raise errors.InvalidRequest(f"request longer than {MAX_REQUEST} bytes")
+        return None
+
+    def _skip_blanks(self) -> None:
+        """All at once, before a request; somebody may send nothing else."""
+        if self._seen == 0:
+            found = self._INK.search(self._buffer)
+            del self._buffer[: found.start() if found else None]
 
     def _end(self) -> int:
         """Where the first request ends, 0 if it is not complete."""

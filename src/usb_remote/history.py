@@ -7,11 +7,14 @@ file, never the server.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import datetime, timedelta
 from math import inf
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -26,9 +29,17 @@ MAX_EVENTS = 2000
 """Events that are kept in all; the oldest go first."""
 MAX_PER_DEVICE = 200
 """Events that are kept of one device, so that one that flaps does not push out the others."""
+_OF_SESSIONS = {Kind.ATTACHED, Kind.ENDED}
 FLAPPING = 5
 FLAPPING_WITHIN = timedelta(minutes=10)
 """So many plugs in so short a time are a loose cable, or too little power."""
+
+
+class _Entry(NamedTuple):
+    """An event, and which one it was: the clock of a server may step, also back."""
+
+    number: int
+    event: Event
 
 
 class History:
@@ -36,16 +47,20 @@ class History:
 
     Args:
         file: where they are kept.
+        clock: by which sessions are measured, in seconds.
 
     Attributes:
         on_event: called with each new event.
 
     """
 
-    def __init__(self, file: StateFile) -> None:
+    def __init__(self, file: StateFile, clock: Callable[[], float] = time.monotonic) -> None:
         self.on_event: Callable[[Event], None] = lambda event: None
         self._file = file
-        self._of: dict[str, deque[Event]] = {}
+        self._clock = clock
+        self._began: dict[str, float] = {}
+        self._of: dict[str, deque[_Entry]] = {}
+        self._numbers = itertools.count()
         self._ended: dict[str, Ended] = {}
         self._lines = 0
         self._full = False
@@ -68,54 +83,77 @@ class History:
 
     @property
     def events(self) -> list[Event]:
-        """Everything that is kept, oldest first."""
-        kept = [event for events in self._of.values() for event in events]
-        return sorted(kept, key=lambda event: event.at)
+        """Everything that is kept, in the order in which it happened."""
+        return [entry.event for entry in sorted(itertools.chain(*self._of.values()))]
+
+    def _events_of(self, device: str) -> list[Event]:
+        return [entry.event for entry in self._of.get(device, ())]
 
     def last_session(self, device: str) -> Ended | None:
         """How the last session of a device (by its device id) ended."""
         return self._ended.get(device)
 
-    def close_open_sessions(self, at: datetime) -> None:
-        """After a crash: what the file says is attached has ended with the server."""
-        for events in list(self._of.values()):
-            sessions = [e for e in events if e.kind in {Kind.ATTACHED, Kind.ENDED}]
-            if sessions and sessions[-1].kind is Kind.ATTACHED:
-                last = sessions[-1]
-                self.record(
-                    last.model_copy(
-                        update={
-                            "at": at,
-                            "kind": Kind.ENDED,
-                            "cause": Cause.SERVER_STOPPED,
-                            "seconds": (at - last.at).total_seconds(),
-                            "note": "the server was killed or lost power",
-                        }
-                    )
-                )
+    def open_sessions(self) -> list[Event]:
+        """How those began that have no end."""
+        lasts = []
+        for device in self._of:
+            sessions = [e for e in self._events_of(device) if e.kind in _OF_SESSIONS]
+            lasts += [e for e in sessions[-1:] if e.kind is Kind.ATTACHED]
+        return lasts
+
+    def close_open_sessions(self, at: datetime, but_not: Container[str] = ()) -> None:
+        """After a crash: what the file says is attached has ended with the server.
+
+        Args:
+            at: when.
+            but_not: device ids of sessions that go on all the same.
+
+        """
+        for last in self.open_sessions():
+            if last.device not in but_not:
+                ended = {
+                    "at": at,
+                    "kind": Kind.ENDED,
+                    "cause": Cause.SERVER_STOPPED,
+                    "note": "the server was killed or lost power",
+                }
+                self.record(last.model_copy(update=ended))
 
     def record(self, event: Event) -> None:
         """Keep an event, with what only the past can tell of it."""
         if event.kind is Kind.PLUGGED:
             event = event.model_copy(update={"note": self._note(event)})
+        if event.kind is Kind.ATTACHED:
+            self._began[event.device] = self._clock()
+        if event.kind is Kind.ENDED:
+            event = event.model_copy(update={"seconds": self._length(event)})
         self._keep(event)
         self._write(event)
         self.on_event(event)
 
+    def _length(self, event: Event) -> float:
+        """Of a session that has ended; by the wall clock only if another process saw it begin."""
+        began = self._began.pop(event.device, None)
+        if began is not None:
+            return self._clock() - began
+        since = event.holder.since if event.holder else None
+        return max((event.at - since).total_seconds(), 0) if since else 0
+
     def _note(self, event: Event) -> str | None:
-        before = [e for e in self._of.get(event.device, ()) if e.speed]
+        before = [e for e in self._events_of(event.device) if e.speed]
         notes = []
         if before and (event.speed or inf) < (before[-1].speed or 0):
             notes.append(f"came back at {event.speed:g} Mbit/s, before {before[-1].speed:g}")
         plugs = [e for e in before if e.kind is Kind.PLUGGED]
-        recent = [e for e in plugs if event.at - e.at < FLAPPING_WITHIN]
+        recent = [e for e in plugs if abs(event.at - e.at) < FLAPPING_WITHIN]
         if len(recent) + 1 >= FLAPPING:
             minutes = max(1, round((event.at - recent[0].at).total_seconds() / 60))
             notes.append(f"flapping: plugged {len(recent) + 1} times in {minutes} min")
         return "; ".join(notes) or None
 
     def _keep(self, event: Event) -> None:
-        self._of.setdefault(event.device, deque(maxlen=MAX_PER_DEVICE)).append(event)
+        kept = self._of.setdefault(event.device, deque(maxlen=MAX_PER_DEVICE))
+        kept.append(_Entry(next(self._numbers), event))
         if event.kind is Kind.ENDED and event.holder and event.cause:
             self._ended[event.device] = Ended(
                 holder=event.holder, at=event.at, cause=event.cause, by=event.by
@@ -124,7 +162,7 @@ class History:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
-        device = min(self._of, key=lambda device: self._of[device][0].at)
+        device = min(self._of, key=lambda device: self._of[device][0].number)
         self._of[device].popleft()
         if not self._of[device]:
             del self._of[device]

@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from usb_remote.events import Event
-from usb_remote.model import clean
+from usb_remote.values import clean
 
 log = logging.getLogger(__name__)
 
@@ -92,18 +92,20 @@ class Hook:
     async def _attend(
         self, process: asyncio.subprocess.Process, output_pipe: BinaryIO, event: Event
     ) -> None:
+        output = bytearray()
         try:
             async with asyncio.timeout(self._time_limit):
-                _, output = await asyncio.gather(_tell(process, event), _listen(output_pipe))
+                await asyncio.gather(_tell(process, event), _listen(output_pipe, output))
                 await process.wait()
-            _log(output)
-            if process.returncode:
-                log.warning("on_event for %s ended with %d", event.kind, process.returncode)
+            said = f"ended with {process.returncode}" if process.returncode else ""
         except TimeoutError:
-            log.warning("on_event for %s took over %g s: killed", event.kind, self._time_limit)
+            said = f"took over {self._time_limit:g} s: killed"
         finally:
+            _log(output)
             _kill(process.pid)
             await process.wait()
+        if said:
+            log.warning("on_event for %s %s", event.kind, said)
 
 
 def environment(event: Event, server: str) -> dict[str, str]:
@@ -142,9 +144,9 @@ def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
         yield reading, writing
 
 
-async def _listen(pipe: BinaryIO) -> bytes:
-    """The first bytes of its output; all the rest is read, and forgotten."""
-    reader, kept = asyncio.StreamReader(), b""
+async def _listen(pipe: BinaryIO, kept: bytearray) -> None:
+    """Keep the first bytes of its output; all the rest is read, and forgotten."""
+    reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), pipe
     )
@@ -153,10 +155,9 @@ async def _listen(pipe: BinaryIO) -> bytes:
             kept += part[: MAX_OUTPUT - len(kept)]
     finally:
         transport.close()
-    return kept
 
 
-def _log(output: bytes) -> None:
+def _log(output: bytearray) -> None:
     for line in output.decode(errors="replace").splitlines()[:100]:
         log.info("on_event: %s", clean(line, 500))
 

@@ -13,7 +13,9 @@ from typing import Protocol
 
 from usb_remote import errors
 from usb_remote.events import Event
-from usb_remote.model import BusId, Device, Ended, Holder, State
+from usb_remote.model import Device, Ended, Holder, State
+from usb_remote.usbip_wire import Record
+from usb_remote.values import BusId
 from usb_remote.waiting import Queue, Wish
 
 
@@ -57,11 +59,25 @@ class Journal(Protocol):
 
 @dataclass
 class Lease:
-    """What is known of one device that is not simply free."""
+    """What is known of one device that is not simply free.
+
+    Attributes:
+        wish: what was asked for by whoever holds it.
+        session: the connection over which the holder has it, None while it is only reserved.
+        device: what the holder asked for, as it was then: the bus id is only its place.
+        record: what the client of the newest session was told of it.
+        fault: why it could not be bound.
+        expires: when the reservation, or the grace, is over.
+        leaving: who has let go, until the end is recorded.
+        is_called: whether the next one is the holder already, and the kernel has still to reset the
+            device.
+
+    """
 
     wish: Wish | None = None
     session: socket.socket | None = None
     device: Device | None = None
+    record: Record | None = None
     bound: bool = False
     fault: errors.UsbRemoteError | None = None
     expires: float = inf
@@ -69,10 +85,21 @@ class Lease:
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     holder: Holder | None = None
+    leaving: Holder | None = None
+    is_called: bool = False
 
     def is_open_to(self, holder: Holder) -> bool:
-        """The holder may come back (its machine may have crashed); nobody else gets in."""
+        """Nobody has it, or the same client."""
         return self.holder is None or self.holder.is_same_client(holder)
+
+    def hold(self, wish: Wish, device: Device) -> None:
+        """Keep this device for whoever wants it."""
+        self.wish, self.holder, self.device = wish, wish.holder, device
+        self.fault = None
+
+    def clear(self) -> None:
+        """Nobody has it."""
+        self.wish = self.holder = self.device = None
 
     async def bind(self, host: ExportHost, bus_id: BusId) -> None:
         """Give the device to what exports it; remembers why that failed."""
@@ -91,6 +118,12 @@ class Lease:
 def refuse_protected(device: Device) -> None:
     if device.state is State.PROTECTED:
         raise errors.Refused(f"{device.label} is protected: {device.reason}")
+
+
+def refuse_another(device: Device, meant: Device | None) -> None:
+    """What was asked for is one device, not whatever is plugged in at its place by now."""
+    if meant is not None and not device.is_same(meant):
+        raise errors.NotFound(f"{meant.label} is not at {device.bus_id} any more")
 
 
 def busy(device: Device, lease: Lease) -> errors.Busy:

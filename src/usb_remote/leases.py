@@ -1,7 +1,7 @@
 """Who has which device, from when, and until when: the one arbiter of a server.
 
-Rule of this file: the USB/IP connection is the lease. Every session that begins here ends here,
-once, with the cause that was observed.
+Rule of this file: the USB/IP connection is the lease. What clients and rules want is decided here;
+how a device then gets from one to the next is for handover.py.
 
 A device goes  free -> reserved (a client asked, `usbip attach` is on its way) -> session -> the
 next one who waits, or grace (its driver waits a moment for the same client) -> free.
@@ -13,73 +13,77 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from math import inf
 from typing import Any
 
 from usb_remote import errors, events
 from usb_remote.events import Event, Kind
-from usb_remote.lease import ExportHost, Journal, Lease, Times, busy, refuse_protected
-from usb_remote.model import BusId, Cause, Device, Holder, Request, State
-from usb_remote.sessions import End, EndWatch, Ports, make_mortal
-from usb_remote.sharing import DeviceSource
+from usb_remote.handover import GONE, HandOver
+from usb_remote.lease import Lease, busy, refuse_another, refuse_protected
+from usb_remote.model import Cause, Device, Holder, Request, State
+from usb_remote.rules import Networks
+from usb_remote.sessions import Ports, make_mortal
+from usb_remote.survivors import Survivor
 from usb_remote.usbip_wire import Record
+from usb_remote.values import BusId
 from usb_remote.waiting import Tell, Waiter, Wish
 
 log = logging.getLogger(__name__)
 
-GONE = "the device was unplugged while you waited, or is not shared any more"
+Accept = Callable[[Record], None]
 
 
-class Leases:
+class Leases(HandOver):
     """Decides, and keeps the sessions.
 
-    Args:
-        source: which devices there are, asked afresh at each decision.
-        host: binds and exports them.
-        journal: is told of sessions.
-        times: how long things may take.
-
     Attributes:
-        on_change: called when the holder of a device, or who waits for it, has changed.
+        allowed: networks whose clients may have devices.
         takeover: whether a client may take a device from another one.
+        leaves: whether, when this server stops, its sessions go on, for the next one to adopt.
 
     """
 
-    def __init__(
-        self, source: DeviceSource, host: ExportHost, journal: Journal, times: Times = Times()
-    ) -> None:
-        self.on_change: Callable[[], None] = lambda: None
-        self.takeover = True
-        self._source = source
-        self._host = host
-        self._journal = journal
-        self._times = times
-        self._leases: dict[BusId, Lease] = {}
-        self._ends = EndWatch(self._on_end)
-        self._tasks: set[asyncio.Task[None]] = set()
+    takeover = True
+    leaves = False
+    allowed = Networks()
 
     # -- life
 
-    async def start(self) -> None:
-        """Give devices that a crashed server left bound back to their drivers."""
+    async def start(self, survivors: Iterable[Survivor] = ()) -> None:
+        """Take up what outlived the server before; give what else is bound back to its driver."""
         self._ends.start()
-        for bus_id in self._host.list_bound():
-            log.warning("%s was still bound; giving it back to its driver", bus_id)
-            await self._host.release(bus_id)
-            await self._host.wait_free(bus_id, self._times.reset)
-            await self._host.unbind(bus_id)
+        for survivor in survivors:
+            self._adopt(*survivor)
+        for bus_id in set(self._host.list_bound()) - set(self._leases):
+            async with self._lease(bus_id).lock:
+                log.warning("%s was still bound; giving it back to its driver", bus_id)
+                await self._host.release(bus_id)
+                await self._host.wait_free(bus_id, self._times.reset)
+                await self._host.unbind(bus_id)
 
     async def stop(self) -> None:
-        """Drop all clients, give all devices back to their drivers."""
+        """Drop all clients, give all devices back to their drivers; except what is left."""
         if self._ends.closed:
             return
         self._ends.stop()
         self.send_away()
-        await asyncio.gather(*self._tasks)  # each ends within Times.reset
-        await asyncio.gather(*(self._give_back(bus_id) for bus_id in list(self._leases)))
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # each ends within Times.reset
+        for bus_id in self._without_left():
+            self._spawn(self._give_back(bus_id))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._ends.close()
+
+    def _without_left(self) -> list[BusId]:
+        """Those to be given back; of the others we close our end, and the kernel has its own."""
+        left = {b: lease for b, lease in self._leases.items() if self.leaves and lease.session}
+        for lease in left.values():
+            assert lease.session is not None
+            lease.stop_timers()
+            self._ends.remove(lease.session)
+            lease.session.close()
+        return [bus_id for bus_id in self._leases if bus_id not in left]
 
     def send_away(self) -> None:
         """Tell everybody who waits that there is nothing to wait for."""
@@ -102,8 +106,8 @@ class Leases:
         known: dict[str, Any] = {}
         if last := self._journal.last_session(device.id):
             known["last_session"] = last
-        if lease is not None and lease.holder is not None:
-            known |= {"state": State.IN_USE, "holder": lease.holder}
+        if lease is not None and (holder := lease.leaving or lease.holder):
+            known |= {"state": State.IN_USE, "holder": holder}
         if lease is not None and len(lease.queue):
             known["waiting"] = len(lease.queue)
         return device.model_copy(update=known) if known else device
@@ -123,28 +127,31 @@ class Leases:
 
         Raises:
             Busy: somebody else holds it.
+            NotFound: another device is in its place by now.
             Refused: it is protected, or must not be taken over.
             SystemFault: no device can be bound here.
 
         """
         lease = self._lease(device.bus_id)
         async with lease.lock:
-            device = self._find(device.bus_id)
+            listed, device = device, self._find(device.bus_id)
+            refuse_another(device, listed)
             refuse_protected(device)
             self._host.check()
-            if lease.is_open_to(wish.holder) or wish.force:
-                await self._take(device, lease, wish)
+            is_open = await self._is_open(lease, wish.holder)
+            if is_open or wish.force:
+                await self._take(device, lease, wish, is_open)
                 return
             if tell is None:
                 raise busy(device, lease)
-            waiter = Waiter(wish, device.id, tell)
+            waiter = Waiter(wish, device, tell)
             lease.queue.enter(waiter)
             self._queue_changed(lease)
         await self._turn_of(waiter, device.bus_id, lease)
 
-    async def _take(self, device: Device, lease: Lease, wish: Wish) -> None:
+    async def _take(self, device: Device, lease: Lease, wish: Wish, is_open: bool) -> None:
         """To the end, also if the client goes away meanwhile: no session is left half ended."""
-        taking = asyncio.ensure_future(self._take_now(device, lease, wish))
+        taking = asyncio.ensure_future(self._take_now(device, lease, wish, is_open))
         try:
             await asyncio.shield(taking)
         except asyncio.CancelledError:
@@ -154,12 +161,19 @@ class Leases:
             self._spawn(self._lapse(device.bus_id, lease, wish))
             raise
 
-    async def _take_now(self, device: Device, lease: Lease, wish: Wish) -> None:
-        if lease.is_open_to(wish.holder):
-            await self._end(device.bus_id, lease, Cause.CLIENT_LOST)
-        else:
+    async def _take_now(self, device: Device, lease: Lease, wish: Wish, is_open: bool) -> None:
+        if not is_open:
             await self._take_over(device, lease, wish.holder)
-        self._hold(device.bus_id, lease, wish)
+        elif lease.session is not None and lease.device is not None:
+            cause = self._cause(lease.device, self._ends.how(lease.session))
+            await self._end(device.bus_id, lease, cause)
+        self._hold(device, lease, wish)
+
+    async def _is_open(self, lease: Lease, holder: Holder) -> bool:
+        """Nobody has it; or the same client, which lost what it had: its machine was restarted."""
+        if not lease.is_open_to(holder):
+            return False
+        return lease.session is None or not await self._ends.is_alive(lease.session)
 
     async def _take_over(self, device: Device, lease: Lease, by: Holder) -> None:
         if not self.takeover:
@@ -187,12 +201,13 @@ class Leases:
             if lease.wish is wish and lease.session is None:
                 await self._pass_on(bus_id, lease)
 
-    def _queue_changed(self, lease: Lease) -> None:
-        lease.queue.tell(lease.holder)
-        self.on_change()
-
-    async def release(self, device: Device, holder: Holder) -> None:
+    async def release(self, device: Device, holder: Holder, since: datetime | None = None) -> None:
         """Give a device back now, without grace; nothing happens if nobody has it.
+
+        Args:
+            device: which one.
+            holder: who gives it back.
+            since: if given, when the session began that shall end; one after it goes on.
 
         Raises:
             Busy: somebody else has it.
@@ -205,69 +220,115 @@ class Leases:
         async with lease.lock:
             if lease.holder is not None and not lease.holder.is_same_client(holder):
                 raise busy(device, lease)
+            if since is not None and lease.holder is not None and lease.holder.since != since:
+                return
             fault = lease.fault
             await self._end(device.bus_id, lease, Cause.DETACHED)
             await self._pass_on(device.bus_id, lease)
         if fault is not None:
             raise fault
 
-    def ask(self, device: Device, request: Request) -> Holder | None:
-        """Ask the holder to let a device go; returns who that is."""
+    def ask(self, device: Device, request: Request) -> None:
+        """Ask the holder, if there is one, to let a device go."""
         lease = self._leases.get(device.bus_id)
         if lease is None or lease.holder is None:
-            return None
+            return
         log.info("%s is asked for by %s: %s", device.label, request.by, request.message or "-")
         lease.holder = lease.holder.model_copy(update={"asked": request})
         self.on_change()
-        return lease.holder
 
     # -- what the server's own rules say
 
-    async def enforce(self, is_allowed: Callable[[str], bool]) -> None:
+    async def enforce(self) -> None:
         """End every session that the rules do not allow any more."""
-        shared = {device.bus_id for device in self._source.list_devices()}
         for bus_id, lease in list(self._leases.items()):
             async with lease.lock:
-                holder = lease.holder
-                if bus_id not in shared or (holder and not is_allowed(holder.address)):
+                if self._is_forbidden(bus_id, lease):
                     await self._end(bus_id, lease, Cause.FORBIDDEN)
                     await self._pass_on(bus_id, lease)
 
+    def _is_forbidden(self, bus_id: BusId, lease: Lease) -> bool:
+        """What was pulled is not forbidden: its session ends by itself."""
+        if lease.holder is None or not self._is_there(lease.device):
+            return False
+        is_hidden = self._source.find(bus_id) is None
+        return is_hidden or lease.holder.address not in self.allowed
+
     def forget_unplugged(self, devices: Iterable[Device]) -> None:
         """Send away who waits for a device that is not there any more."""
-        there = {device.id for device in devices}
-        for lease in list(self._leases.values()):
-            if any(waiter.device_id not in there for waiter in lease.queue.waiters):
-                lease.queue.dismiss(errors.NotFound(GONE))
+        there = {device.bus_id: device for device in devices}
+        for bus_id, lease in self._leases.items():
+            if lease.queue.dismiss(errors.NotFound(GONE), there.get(bus_id)):
+                lease.queue.tell(lease.holder)
 
     # -- sessions
 
-    async def begin(self, connection: socket.socket, bus_id: BusId, address: str) -> Record:
+    async def begin(
+        self, connection: socket.socket, bus_id: BusId, address: str, accept: Accept
+    ) -> None:
         """Start a session on a connection whose client wants this device.
 
         From now on the connection is ours and the kernel's.
 
+        Args:
+            connection: on which nothing was read beyond the request.
+            bus_id: of the device.
+            address: of the client.
+            accept: called once, with what the client is told of the device that it gets. That is
+                when the kernel has it; but whoever waited for it is told while the kernel resets
+                the device, because theirs needs longer to look at its port, and what it sends is
+                kept in the connection.
+
         Raises:
-            NotFound, Busy, Refused, SystemFault.
+            NotFound, Busy, Refused, SystemFault: also after ``accept``, should the reset fail.
 
         """
         if bus_id not in self._leases:
             self._find(bus_id)  # so that no lease is made for what never was
         lease = self._lease(bus_id)
+        early = self._known_record(bus_id, lease, address) if lease.is_called else None
+        if early is not None:
+            accept(early)
         async with lease.lock:
-            return await self._begin(connection, bus_id, lease, address)
+            try:
+                record = await self._begin(connection, bus_id, lease, address)
+            except errors.UsbRemoteError as error:
+                if early is not None:
+                    lease.fault = error  # its client will ask
+                raise
+        if early is None:
+            accept(record)
+
+    def _known_record(self, bus_id: BusId, lease: Lease, address: str) -> Record | None:
+        """What the client before was told, if it is the same plug of the device.
+
+        To ask sysfs again (manufacturer_show …) would mean to wait for the end of the reset.
+        """
+        device = self._admitted(bus_id, lease, address)
+        known = lease.record
+        return known if known is not None and known.devnum == device.devnum else None
+
+    def _admitted(self, bus_id: BusId, lease: Lease, address: str) -> Device:
+        """The device, if it may go to this client."""
+        if address not in self.allowed:  # since it connected
+            raise errors.Refused(f"{address} may not have devices of this server any more")
+        device = self._find(bus_id)
+        refuse_protected(device)
+        if lease.holder and lease.holder.address != address:
+            raise busy(device, lease)
+        refuse_another(device, lease.device)
+        return device
 
     async def _begin(
         self, connection: socket.socket, bus_id: BusId, lease: Lease, address: str
     ) -> Record:
-        device = self._find(bus_id)
-        refuse_protected(device)
-        if lease.session is not None or (lease.holder and lease.holder.address != address):
+        device = self._admitted(bus_id, lease, address)
+        if lease.session is not None:
             raise busy(device, lease)
         await lease.bind(self._host, bus_id)
         try:
             record = self._source.record(bus_id)
-            if record is None:
+            if record is None or record.devnum != device.devnum:
                 raise errors.NotFound(f"{bus_id} has just been unplugged")
             make_mortal(connection)
             ports = Ports.of(connection)
@@ -276,9 +337,25 @@ class Leases:
             if lease.holder is None:  # a reservation would end by itself
                 self._expire_in(self._times.grace, bus_id, lease)
             raise
+        lease.record = record
         self._ends.add(connection, ports)
         self._begin_session(connection, device, lease, address)
         return record
+
+    def _adopt(self, connection: socket.socket, device: Device, holder: Holder) -> None:
+        """Go on with a session that another process has begun."""
+        try:
+            self._ends.add(connection, Ports.of(connection))
+        except errors.Unreachable:
+            connection.close()
+            return  # it ended at this very moment; the device is given back as any other
+        lease = self._lease(device.bus_id)
+        lease.expires = inf
+        lease.session, lease.device, lease.holder, lease.bound = connection, device, holder, True
+        if holder.until:
+            left = (holder.until - datetime.now(UTC)).total_seconds()
+            self._limit(max(left, 0), device.bus_id, lease)
+        log.info("%s goes on with %s", device.bus_id, holder)
 
     def _begin_session(
         self, connection: socket.socket, device: Device, lease: Lease, address: str
@@ -292,6 +369,8 @@ class Leases:
         lease.holder = wish.holder.model_copy(update={"since": now, "until": until, "asked": asked})
         if wish.duration:
             self._limit(wish.duration, device.bus_id, lease)
+        if self.keeper is not None:
+            self.keeper.keep(device, connection)
         event = events.of_device(Kind.ATTACHED, device, now, holder=lease.holder)
         asyncio.get_running_loop().call_soon(self._tell_attached, event)  # the client goes first
 
@@ -300,156 +379,6 @@ class Leases:
         log.info("%s attached by %s (%s)", event.bus_id, event.holder, event.name or event.device)
         self.on_change()
 
-    def _limit(self, seconds: float, bus_id: BusId, lease: Lease) -> None:
-        """End the session by itself, and tell a little before."""
-        loop, session = asyncio.get_running_loop(), lease.session
-        notice = min(self._times.notice, seconds / 10)
-        lease.timers = [
-            loop.call_later(seconds - notice, self._give_notice, lease),
-            loop.call_later(seconds, lambda: self._spawn(self._time_up(bus_id, session))),
-        ]
-
-    def _give_notice(self, lease: Lease) -> None:
-        if lease.holder is not None:
-            lease.holder = lease.holder.model_copy(update={"ends_soon": True})
-            self.on_change()
-
-    async def _time_up(self, bus_id: BusId, session: socket.socket | None) -> None:
-        lease = self._lease(bus_id)
-        async with lease.lock:
-            if lease.session is session:
-                await self._end(bus_id, lease, Cause.TIME_UP)
-                await self._pass_on(bus_id, lease)
-
     def has(self, connection: socket.socket) -> bool:
         """Whether a session owns this connection."""
         return any(lease.session is connection for lease in self._leases.values())
-
-    # -- how sessions end
-
-    def _on_end(self, connection: socket.socket, end: End) -> None:
-        for bus_id, lease in self._leases.items():
-            if lease.session is connection:
-                self._spawn(self._ended(bus_id, connection, end))
-
-    async def _ended(self, bus_id: BusId, session: socket.socket, end: End) -> None:
-        """The connection is down: the client let go, vanished, or the device was unplugged."""
-        lease = self._lease(bus_id)
-        async with lease.lock:
-            if lease.session is session:
-                await self._end(bus_id, lease, end)
-                await self._pass_on(bus_id, lease, self._times.grace)
-
-    async def _end(
-        self, bus_id: BusId, lease: Lease, why: Cause | End, by: str | None = None
-    ) -> None:
-        """Close a session and wait for the kernel to have the device ready again."""
-        session, holder, device = lease.session, lease.holder, lease.device
-        if session is None or holder is None or device is None:
-            lease.holder = lease.wish = None
-            return
-        self._ends.remove(session)
-        lease.stop_timers()
-        await self._host.release(bus_id)
-        await self._host.wait_free(bus_id, self._times.reset)
-        session.close()
-        lease.session = lease.holder = lease.wish = lease.device = None
-        cause = why if isinstance(why, Cause) else self._cause(device, why)
-        self._record_end(device, holder, cause, by)
-
-    def _cause(self, device: Device, end: End) -> Cause:
-        """What TCP and the bus together tell: a device that is gone was unplugged."""
-        try:
-            is_there = self._find(device.bus_id).devnum == device.devnum
-        except errors.NotFound:
-            is_there = False
-        if end is End.BY_KERNEL or not is_there:
-            return Cause.DEVICE_RESET if is_there else Cause.UNPLUGGED
-        return Cause.DETACHED if end is End.BY_PEER else Cause.CLIENT_LOST
-
-    def _record_end(self, device: Device, holder: Holder, cause: Cause, by: str | None) -> None:
-        now = datetime.now(UTC)
-        seconds = (now - holder.since).total_seconds() if holder.since else 0.0
-        event = events.of_device(
-            Kind.ENDED, device, now, holder=holder, cause=cause, by=by, seconds=seconds
-        )
-        log.info("%s is free again (was with %s): %s", device.bus_id, holder, cause)
-        self._journal.record(event)
-
-    async def _pass_on(self, bus_id: BusId, lease: Lease, grace: float = 0) -> None:
-        """Reserve a device that has just become free for the next one, else free it."""
-        lease.holder = lease.wish = None
-        while waiter := lease.queue.next():
-            if waiter.turn.done():
-                continue
-            device: Device | None
-            try:
-                device = self._find(bus_id)
-                refuse_protected(device)
-            except errors.NotFound:
-                device = None
-            except errors.UsbRemoteError as error:
-                waiter.turn.set_exception(error)
-                continue
-            if device is None or device.id != waiter.device_id:
-                waiter.turn.set_exception(errors.NotFound(GONE))
-                continue
-            waiter.turn.set_result(None)
-            self._hold(bus_id, lease, waiter.wish)
-            return
-        if grace:
-            self._expire_in(grace, bus_id, lease)
-            self.on_change()
-        else:
-            await self._free(bus_id, lease)
-
-    def _hold(self, bus_id: BusId, lease: Lease, wish: Wish) -> None:
-        lease.wish, lease.holder = wish, wish.holder
-        lease.fault = None
-        self._expire_in(self._times.reservation, bus_id, lease)
-        self._spawn(self._bind_ahead(bus_id, lease))
-        self._queue_changed(lease)
-
-    async def _bind_ahead(self, bus_id: BusId, lease: Lease) -> None:
-        async with lease.lock:
-            if lease.holder is not None and lease.session is None:
-                try:
-                    await lease.bind(self._host, bus_id)
-                except errors.UsbRemoteError as error:  # for release, or who imports
-                    log.warning("%s", error)
-
-    def _expire_in(self, seconds: float, bus_id: BusId, lease: Lease) -> None:
-        loop = asyncio.get_running_loop()
-        lease.expires = loop.time() + seconds
-        loop.call_at(lease.expires, lambda: self._spawn(self._expire(bus_id)))
-
-    async def _expire(self, bus_id: BusId) -> None:
-        """Nobody came (back) in time; if somebody did, the moment was moved."""
-        lease = self._lease(bus_id)
-        async with lease.lock:
-            if asyncio.get_running_loop().time() >= lease.expires and not self._ends.closed:
-                await self._pass_on(bus_id, lease)
-
-    async def _free(self, bus_id: BusId, lease: Lease) -> None:
-        lease.expires = inf
-        lease.holder = lease.wish = lease.fault = None
-        if lease.bound:
-            lease.bound = False
-            await self._host.unbind(bus_id)
-        self.on_change()
-
-    # -- parts
-
-    def _lease(self, bus_id: BusId) -> Lease:
-        return self._leases.setdefault(bus_id, Lease())
-
-    def _find(self, bus_id: BusId) -> Device:
-        for device in self._source.list_devices():
-            if device.bus_id == bus_id:
-                return device
-        raise errors.NotFound(f"no device at {bus_id}")
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -69,27 +69,41 @@ def is_called(server: Server, host: str) -> bool:
     return host.lower() in {name.lower() for name in names} or host == server.id
 
 
+def called(servers: Iterable[Server], host: str) -> list[Server]:
+    """Those that a person means: by a name of its own, else by anything else that is its own.
+
+    The name goes first, for with ports ``localhost`` and ``localhost:5056`` are two servers.
+    """
+    known = list(servers)
+    named = [server for server in known if server.name.lower() == host.lower()]
+    return named or [server for server in known if is_called(server, host)]
+
+
 def select(candidates: Iterable[Match], query: Query) -> list[Match]:
     """All candidates that the query means, in the given order.
 
     A handle is tried from exact to loose (name; id, bus id or serial; prefix of an id), and the
     first step that matches anything decides, so that a name can never be shadowed by a prefix.
     """
-    fitting = [
-        match
-        for match in candidates
-        if query.matches(match.device) and (not query.host or is_called(match.server, query.host))
-    ]
-    return fitting if query.handle is None else _by_handle(fitting, query.handle)
-
-
-def _by_handle(candidates: Sequence[Match], handle: str) -> list[Match]:
-    host, slash, rest = handle.partition("/")
-    if found := _by_word(candidates, handle):
+    there = list(candidates)
+    if query.host:
+        there = _on(there, query.host)
+    if query.handle is None:
+        return _fitting(there, query)
+    host, slash, rest = query.handle.partition("/")
+    if found := _by_word(_fitting(there, query), query.handle):
         return found
-    if not slash:
-        return []
-    return _by_word([match for match in candidates if is_called(match.server, host)], rest)
+    return _by_word(_fitting(_on(there, host), query), rest) if slash else []
+
+
+def _on(candidates: Sequence[Match], host: str) -> list[Match]:
+    """Those on the server that is meant."""
+    servers = called((match.server for match in candidates), host)
+    return [match for match in candidates if match.server in servers]
+
+
+def _fitting(candidates: Sequence[Match], query: Query) -> list[Match]:
+    return [match for match in candidates if query.matches(match.device)]
 
 
 def _by_word(candidates: Sequence[Match], word: str) -> list[Match]:

@@ -1,4 +1,4 @@
-"""The nouns: what a device, a server, a holder is; how devices are matched and servers merged.
+"""The nouns: what a device, a server, a holder is.
 
 Rule of this file: values only. Everything is immutable, nothing here reads a file, a socket or a
 clock. The words are those of docs/reference/glossary.md; the JSON keys are the field names.
@@ -6,109 +6,23 @@ clock. The words are those of docs/reference/glossary.md; the JSON keys are the 
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
-from pydantic_core import core_schema
 
-MAX_TEXT = 128
-"""Longest device string that we keep, in characters. USB allows 126 (USB 2.0, 9.6.7)."""
-
-MAX_BUS_ID = 31
-"""Longest bus id in bytes: SYSFS_BUS_ID_SIZE of linux/tools/usb/usbip is 32 with its NUL."""
-
-
-class _Checked(str):
-    """A string that is valid by construction, also as a pydantic field."""
-
-    _form: re.Pattern[str]
-    _what: str
-
-    def __new__(cls, text: str) -> Self:
-        if not isinstance(text, str) or len(text) > MAX_BUS_ID or not cls._form.fullmatch(text):
-            raise ValueError(f"{clean(str(text))!r} is not a {cls._what}")
-        return super().__new__(cls, text)
-
-    @classmethod
-    def is_valid(cls, text: str) -> bool:
-        return len(text) <= MAX_BUS_ID and cls._form.fullmatch(text) is not None
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            cls, serialization=core_schema.plain_serializer_function_ser_schema(str)
-        )
-
-
-class BusId(_Checked):
-    """The kernel's name of a physical position: ``1-1.4`` is bus 1, port 1, port 4 of the hub."""
-
-    _form = re.compile(r"[1-9][0-9]{0,3}-[1-9][0-9]{0,2}(\.[1-9][0-9]{0,2}){0,6}")
-    _what = "bus id such as 1-1.4"
-
-    @property
-    def bus(self) -> int:
-        return int(self.partition("-")[0])
-
-    @property
-    def port_numbers(self) -> tuple[int, ...]:
-        return tuple(int(port) for port in self.partition("-")[2].split("."))
-
-
-class HardwareId(_Checked):
-    """``vendor:product``, four hexadecimal digits each: ``0403:6001``."""
-
-    _form = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
-    _what = "hardware id such as 0403:6001"
-
-
-class DeviceName(_Checked):
-    """What people call a device: letters, digits, ``. _ -``, so that it fits into a path."""
-
-    _form = re.compile(r"[^\W_][\w.-]*")
-    _what = f"name: letters, digits and . _ - only, at most {MAX_BUS_ID} characters"
-
-    def __new__(cls, text: str) -> Self:
-        if isinstance(text, str) and BusId.is_valid(text):
-            raise ValueError(f"{text!r} is a bus id, and so no name")
-        return super().__new__(cls, text)
-
-
-def clean(text: object, limit: int = MAX_TEXT) -> str:
-    """Make an untrusted string fit to print on one line of a terminal: no control, no override.
-
-    Every character of the Unicode categories C* (control, format, surrogate, unassigned), Zl and Zp
-    becomes a space; runs of white space become one; at most ``limit`` characters remain.
-    """
-    known = str(text)[: 8 * limit]
-    if not known.isprintable():  # nearly every string is, and character by character is slow
-        known = "".join(" " if _is_unprintable(c) else c for c in known)
-    return " ".join(known.split())[:limit].rstrip()
-
-
-def _is_unprintable(character: str) -> bool:
-    return unicodedata.category(character)[0] == "C" or character in "\u2028\u2029"
-
-
-def _clean_or_none(text: object) -> str | None:
-    return None if text is None else clean(text)
-
-
-Text = Annotated[str, BeforeValidator(clean)]
-OptionalText = Annotated[str | None, BeforeValidator(_clean_or_none)]
-Hex4 = Annotated[str, BeforeValidator(lambda text: str(text).lower())]
+from usb_remote.values import BusId, Hex4, Moment, OptionalText, Port, Text, clean
 
 
 class Model(BaseModel):
-    """The base of all nouns: immutable; what a newer peer adds is ignored."""
+    """The base of all nouns: immutable; what a newer peer adds is ignored.
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    Validators are built when they are used first: no process needs all of them (1 MB less).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True, allow_inf_nan=False)
 
 
 class State(StrEnum):
@@ -166,8 +80,8 @@ class Holder(Model):
     host: Text = ""
     client: OptionalText = None
     address: Text = ""
-    since: datetime | None = None
-    until: datetime | None = None
+    since: Moment | None = None
+    until: Moment | None = None
     ends_soon: bool = False
     asked: Request | None = None
 
@@ -176,9 +90,12 @@ class Holder(Model):
         return f"{self.user}@{host}" if self.user else host
 
     def is_same_client(self, other: Holder) -> bool:
-        """Whether both are one machine; an address tells only where a client says nothing else."""
+        """Whether both are one machine; an address tells only where a client says nothing else.
+
+        Machines that are copies of one image have one id, so their host names count, too.
+        """
         if self.client or other.client:
-            return self.client == other.client
+            return (self.client, self.host) == (other.client, other.host)
         return self.address == other.address
 
 
@@ -186,7 +103,7 @@ class Ended(Model):
     """The last session of a device: whose it was, when and why it ended, and by whom."""
 
     holder: Holder
-    at: datetime
+    at: Moment
     cause: Cause
     by: OptionalText = None
 
@@ -236,17 +153,16 @@ class Device(Model):
     def hardware_id(self) -> str:
         return f"{self.vendor_id}:{self.product_id}"
 
+    def is_same(self, other: Device) -> bool:
+        """Whether both are one device in one place; its id changes when a twin is plugged in."""
+        return (self.bus_id, self.hardware_id, self.serial) == (
+            other.bus_id, other.hardware_id, other.serial,
+        )  # fmt: skip
+
     @property
     def label(self) -> str:
         """What a person calls it: its name, else its id."""
         return self.name or self.id or self.bus_id
-
-
-LEGACY_DEVICE_KEYS = (
-    "bus_id", "vendor_id", "product_id", "bus", "port_numbers", "device_name", "serial",
-    "description",
-)  # fmt: skip
-"""The keys of a device in usb-remote 2.x, in its order (2.3.2, usbdevice.py)."""
 
 
 class Server(Model):
@@ -267,8 +183,8 @@ class Server(Model):
     name: Text
     host_name: OptionalText = None
     addresses: tuple[Text, ...] = ()
-    port: int = 5055
-    usbip_port: int = 3240
+    port: Port = 5055
+    usbip_port: Port = 3240
     version: OptionalText = None
 
 

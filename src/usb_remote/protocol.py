@@ -1,39 +1,26 @@
-"""The control protocol on TCP 5055: one line of JSON <-> one message (docs/reference/protocol.md).
+"""The control protocol on TCP 5055: its numbers, and what is asked (docs/reference/protocol.md).
 
-Rule of this file: bytes in, messages out; no socket, no clock. What deployed usb-remote 2.x expects
-lives here and nowhere else: requests without newline, replies without our extra keys.
-Requests are read strictly, replies leniently.
+Rule of this file: bytes in, messages out; no socket, no clock. One line of JSON <-> one request, on
+both sides, read strictly. What is answered is in replies.py, the form of 2.x in protocol_2x.py.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from usb_remote import errors
-from usb_remote.events import Event
 from usb_remote.matching import Query
-from usb_remote.model import (
-    LEGACY_DEVICE_KEYS,
-    Device,
-    Holder,
-    Model,
-    Server,
-    Snapshot,
-    clean,
-    with_ids,
-)
+from usb_remote.values import clean
 
 VERSION = 1
 """Protocol version: ``v`` in requests, ``proto`` in the TXT record."""
 
 PORT = 5055
-LOCALHOST = "localhost"
-"""Tried where no server is configured, as 2.x did. Nobody gave it that name."""
 MAX_REPLY = 16 * 1024 * 1024
 """Longest reply line in bytes that a client reads: about 20 000 devices."""
 PING_INTERVAL = 3.0
@@ -46,11 +33,13 @@ WATCH_TIMEOUT = 9.0
 """Seconds without any line after which a watch is dead."""
 
 Word = Annotated[str, Field(max_length=256)]
-_M = TypeVar("_M", bound=BaseModel)
+_R = TypeVar("_R", bound="StrictRequest")
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+class StrictRequest(BaseModel):
+    """The base of all requests, also of those to the agent: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     v: Literal[1] | None = None
 
@@ -60,13 +49,13 @@ class _Request(BaseModel):
         return self.v is None
 
 
-class ListRequest(_Request):
+class ListRequest(StrictRequest):
     """All devices. Reply: ``data`` is a list of devices."""
 
     command: Literal["list"] = "list"
 
 
-class _WhichDevice(_Request):
+class _WhichDevice(StrictRequest):
     """One device, and who asks: ``user`` and ``host`` for people, ``client`` for the machine.
 
     They keep people apart who are honest, and prove nothing.
@@ -87,9 +76,15 @@ class _WhichDevice(_Request):
 
 
 class DeviceRequest(_WhichDevice):
-    """Find one device, or give it back. Reply: ``data`` is the device."""
+    """Find one device, or give it back. Reply: ``data`` is the device.
+
+    Attributes:
+        since: to give back only the session that began then, not one that has followed it.
+
+    """
 
     command: Literal["find", "detach"]
+    since: datetime | None = None
 
 
 class AttachRequest(_WhichDevice):
@@ -123,19 +118,19 @@ class NameRequest(_WhichDevice):
     name: Word
 
 
-class HistoryRequest(_Request):
+class HistoryRequest(StrictRequest):
     """What happened to the devices. Reply: ``data`` is a list of events, oldest first."""
 
     command: Literal["history"] = "history"
 
 
-class InfoRequest(_Request):
+class InfoRequest(StrictRequest):
     """Who is there? Reply: ``data`` is the server's id, name, version, protocol and ports."""
 
     command: Literal["info"] = "info"
 
 
-class WatchRequest(_Request):
+class WatchRequest(StrictRequest):
     """From now on a line with all devices, at once and after every change."""
 
     command: Literal["watch"] = "watch"
@@ -144,55 +139,14 @@ class WatchRequest(_Request):
 WhichDevice = DeviceRequest | AttachRequest | ReleaseRequest | NameRequest
 Request = ListRequest | WhichDevice | HistoryRequest | InfoRequest | WatchRequest
 _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="command")])
-_LEGACY_REQUEST_KEYS = ("command", "id", "bus", "serial", "desc", "first")
 
 
-class Info(Model):
-    """What ``info`` answers, and what each reply of protocol version 1 says of its server."""
-
-    id: str
-    name: str
-    version: str
-    protocol: int = VERSION
-    usbip_port: int = 3240
-
-
-class _History(Model):
-    events: tuple[Event, ...]
-
-
-class Reply(Model):
-    """A success. ``data`` is not checked yet; ``server`` is None from a 2.x server."""
-
-    data: Any = None
-    server: Info | None = None
-    revision: int = 0
-
-
-class WatchEvent(Model):
-    """A line of a watch: ``snapshot`` with everything, or ``ping``.
-
-    Before the reply to an attach that waits: ``queued`` with the place and the holder, or ``ping``.
-    """
-
-    event: Literal["snapshot", "ping", "queued"]
-    server: Info | None = None
-    revision: int = 0
-    data: tuple[Device, ...] = ()
-    place: int = 0
-    holder: Holder | None = None
-
-    @property
-    def snapshot(self) -> Snapshot:
-        return Snapshot(revision=self.revision, devices=self.data)
+def encode(message: Mapping[str, Any]) -> bytes:
+    """One message as one line; every non-ASCII character is kept."""
+    return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 # -- the server's side --------------------------------------------------------------------------
-
-
-def is_legacy_line(line: bytes) -> bool:
-    """Whether a line that may not even be a request comes from a 2.x client."""
-    return re.search(rb'"v"\s*:', line) is None
 
 
 def parse_request(line: bytes) -> Request:
@@ -205,13 +159,14 @@ def parse_request(line: bytes) -> Request:
     try:
         return _REQUEST.validate_json(line)
     except ValidationError as error:
-        raise _invalid(error) from None
+        commands = "list, find, attach, detach, release, name, history, info, watch"
+        raise invalid_request(error, commands) from None
 
 
-def _invalid(error: ValidationError) -> errors.InvalidRequest:
+def invalid_request(error: ValidationError, commands: str) -> errors.InvalidRequest:
+    """What is wrong with a request, in words for people who write clients."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = clean(".".join(str(part) for part in first["loc"][1:]))
-    commands = "list, find, attach, detach, release, name, history, info, watch"
     text = {
         "json_invalid": f"not JSON: {clean(first['msg'])}",
         "union_tag_invalid": f"unknown command; known are {commands}",
@@ -222,86 +177,23 @@ def _invalid(error: ValidationError) -> errors.InvalidRequest:
     return errors.InvalidRequest(f"Invalid request format: {text}")
 
 
-def success(
-    data: Any, request: _Request, info: Info | None = None, revision: int | None = None
-) -> bytes:
-    """The reply line to a request that went well; a 2.x client gets 2.x keys only."""
-    reply: dict[str, Any] = {"status": "success", "data": data}
-    if not request.legacy and info is not None:
-        reply |= {"server": info.model_dump()}
-    if not request.legacy and revision is not None:
-        reply |= {"revision": revision}
-    return encode(reply)
-
-
-def failure(error: errors.UsbRemoteError, *, legacy: bool) -> bytes:
-    """The reply line to a request that failed."""
-    reply: dict[str, Any] = {"status": _status(error), "message": error.message}
-    if not legacy:
-        reply |= {"code": error.code}
-        reply |= {key: value for key in ("hint", "holder") if (value := getattr(error, key))}
-    return encode(reply)
-
-
-def _status(error: errors.UsbRemoteError) -> str:
-    statuses = {errors.NotFound: "not_found", errors.Ambiguous: "multiple_matches"}
-    return statuses.get(type(error), "error")
-
-
-def encode(message: Mapping[str, Any]) -> bytes:
-    """One message as one line; every non-ASCII character is kept."""
-    return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-
-
-def device_json(device: Device, *, legacy: bool = False) -> dict[str, Any]:
-    """A device as it travels; the reply to a 2.x request has exactly the 2.x keys."""
-    return device.model_dump(mode="json", include=set(LEGACY_DEVICE_KEYS) if legacy else None)
-
-
-def devices_json(devices: Iterable[Device], *, legacy: bool = False) -> list[dict[str, Any]]:
-    return [device_json(device, legacy=legacy) for device in devices]
-
-
-def snapshot_event(snapshot: Snapshot, info: Info) -> bytes:
-    """The line that a watcher gets at once and after every change."""
-    return encode(
-        {
-            "event": "snapshot",
-            "server": info.model_dump(),
-            "revision": snapshot.revision,
-            "data": devices_json(snapshot.devices),
-        }
-    )
-
-
-def queued_event(place: int, holder: Holder | None) -> bytes:
-    """The line that a client gets while it waits: 1 is next."""
-    shown = holder.model_dump(mode="json") if holder else None
-    return encode({"event": "queued", "place": place, "holder": shown})
-
-
-PING = encode({"event": "ping"})
-
 # -- the client's side --------------------------------------------------------------------------
 
 
-def request_line(request: Request) -> bytes:
+def request_line(request: StrictRequest) -> bytes:
     """Our own request: with protocol version and newline."""
-    return encode({"v": VERSION, **request.model_dump(exclude_none=True, exclude={"v"})})
+    return encode(
+        {"v": VERSION, **request.model_dump(mode="json", exclude_none=True, exclude={"v"})}
+    )
 
 
-def legacy_request(request: Request) -> bytes:
-    """The same request in the words of 2.x: every key, no newline (2.3.2, client.py)."""
-    known = request.model_dump()
-    data = {key: known[key] for key in _LEGACY_REQUEST_KEYS if key in known}
-    return json.dumps(data, separators=(",", ":")).encode()
-
-
-def is_known_to_2x(request: Request) -> bool:
-    """Whether a 2.x server can be asked for that."""
-    if isinstance(request, AttachRequest):
-        return request.wait is None and request.duration is None and not request.force
-    return isinstance(request, ListRequest | DeviceRequest)
+def build(model: type[_R], data: Mapping[str, Any]) -> _R:
+    """A request from what a person gave; raises UsageError, for instance for what is too long."""
+    try:
+        return model.model_validate({"v": VERSION, **data})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise errors.UsageError(f"{first['loc'][-1]}: {first['msg']}") from None
 
 
 def time_for(request: Request) -> float:
@@ -309,109 +201,12 @@ def time_for(request: Request) -> float:
     return RESET_TIME if isinstance(request, AttachRequest) else 0
 
 
-def is_legacy_rejection(error: errors.UsbRemoteError) -> bool:
-    """Whether a 2.x server says with this that it does not know our protocol version."""
-    return type(error) is errors.UsbRemoteError and error.message.startswith("Invalid request")
+def waits(request: Request) -> bool:
+    """Whether the server may tell how it is going before it answers."""
+    return isinstance(request, AttachRequest) and request.wait is not None
 
 
-def parse_reply(line: bytes) -> Reply:
-    """Read a reply leniently.
-
-    Raises:
-        InvalidReply: it is no reply of this protocol.
-        UsbRemoteError: what the server says went wrong, as the class of its code.
-
-    """
-    message = _json_object(line)
-    if message.get("status") == "success":
-        return _validated(Reply, message)
-    raise _told(message)
-
-
-def parse_event(line: bytes) -> WatchEvent:
-    """Read a line of a watch; raises as :func:`parse_reply`."""
-    message = _json_object(line)
-    if "event" not in message:
-        raise _told(message)
-    return _validated(WatchEvent, message)
-
-
-def is_event(line: bytes) -> bool:
-    """Whether a line before a reply is none: it tells how the request is doing."""
-    return line.startswith(b'{"event"')
-
-
-def parse_history(data: Any) -> tuple[Event, ...]:
-    """The events of a history reply; raises InvalidReply."""
-    return _validated(_History, {"events": data}).events
-
-
-def parse_devices(data: Any) -> tuple[Device, ...]:
-    """The devices of a list reply; raises InvalidReply."""
-    found = _validated(WatchEvent, {"event": "snapshot", "data": data}).data
-    return found if all(d.id for d in found) else with_ids(map(_completed, found))
-
-
-def parse_device(data: Any) -> Device:
-    device = _validated(Device, data)
-    return device if device.id else with_ids([_completed(device)])[0]
-
-
-def _completed(device: Device) -> Device:
-    """A device of a 2.x server, whose number is only in its name, /dev/bus/usb/002/003."""
-    number = device.device_name.rpartition("/")[2]
-    return device.model_copy(update={"devnum": int(number)}) if number.isdecimal() else device
-
-
-def server_of(info: Info | None, fallback: Server, address: str) -> Server:
-    """What we know of a server after it has answered, at this address.
-
-    The name that somebody gave it stays.
-    """
-    nameless = fallback.name == LOCALHOST
-    known = () if nameless else fallback.addresses
-    addresses = tuple(dict.fromkeys((address, *known)))
-    if info is None:
-        return fallback.model_copy(update={"addresses": addresses})
-    return fallback.model_copy(
-        update={
-            "id": info.id,
-            "name": info.name if nameless else fallback.name,
-            "host_name": info.name,
-            "addresses": addresses,
-            "version": info.version,
-            "usbip_port": info.usbip_port,
-        }
-    )
-
-
-def _json_object(line: bytes) -> dict[str, Any]:
-    try:
-        message = json.loads(line)
-    except (ValueError, RecursionError):
-        message = None
-    if not isinstance(message, dict):
-        raise errors.InvalidReply(f"the answer is not one of usb-remote: {clean(line[:60])!r}")
-    return message
-
-
-def _validated(model: type[_M], data: Any) -> _M:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = clean(".".join(str(part) for part in first["loc"]))
-        raise errors.InvalidReply(f"the answer is malformed at {where!r}: {first['msg']}") from None
-
-
-def _told(message: Mapping[str, Any]) -> errors.UsbRemoteError:
-    by_status = {"not_found": "not_found", "multiple_matches": "ambiguous"}
-    status, holder = str(message.get("status")), message.get("holder")
-    return errors.from_code(
-        str(message.get("code") or by_status.get(status, "error")),
-        "\n".join(
-            clean(part, 500) for part in str(message.get("message", status)).splitlines()[:50]
-        ),
-        hint=clean(message["hint"], 500) if message.get("hint") else None,
-        holder=holder if isinstance(holder, dict) else None,
-    )
+def time_to_wait(request: Request) -> float | None:
+    """Seconds for which a request lets itself be put off, None for as long as it takes."""
+    wait = request.wait if isinstance(request, AttachRequest) else None
+    return None if wait == 0 else wait or 0

@@ -16,21 +16,41 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from usb_remote.model import BusId, Device, DeviceName, HardwareId, clean
+from usb_remote.model import Device
+from usb_remote.values import BusId, DeviceName, HardwareId, clean
 
 MAX_RULES, MAX_NAMES, MAX_NETWORKS = 1000, 10_000, 1000
 
-_WILD = re.compile(r"[*?\[]")
-_ALPHABETS = {
-    "id": (
-        r"[0-9a-f*?\[\]!-]{1,4}:?[0-9a-f*?\[\]!-]*",
-        "a hardware id such as 0403:6001 or 0403:*",
+_PARTS = re.compile(r"\[!?\]?[^]]*\]|.", re.DOTALL)
+"""A glob in parts, each for one character, or ``*``."""
+_Steps = dict[int, dict[str, int]]
+_Form = tuple[_Steps, set[int]]
+"""How texts of a kind are made: where one is -> the characters that may follow -> where that leads;
+and where a text may end."""
+
+
+def _row(template: str, *ends: int) -> _Form:
+    """A form in which each position has one kind of character; x is a hexadecimal digit."""
+    kinds = [_HEX if kind == "x" else kind for kind in template]
+    return {n: {kind: n + 1} for n, kind in enumerate(kinds)}, set(ends)
+
+
+_DIGITS, _HEX = "0123456789", "0123456789abcdef"
+_FORMS: dict[str, tuple[_Form, str]] = {
+    "id": (_row("xxxx:xxxx", 9), "a hardware id such as 0403:6001 or 0403:*"),
+    "bus": (
+        (
+            {
+                0: {_DIGITS[1:]: 1},
+                1: {_DIGITS: 1, "-": 2},
+                2: {_DIGITS[1:]: 3},
+                3: {_DIGITS: 3, ".": 2},
+            },
+            {3},
+        ),
+        "a bus id such as 1-1.4 or 1-1.*",
     ),
-    "bus": (r"[0-9.*?\[\]!-]+", "a bus id such as 1-1.4 or 1-1.*"),
-    "cls": (
-        r"([0-9a-f?]{2}|[0-9a-f?]?\*)(/([0-9a-f?]{2}|[0-9a-f?]?\*)){0,2}",
-        "a class such as 08 or 03/01/01",
-    ),
+    "cls": (_row("xx/xx/xx", 2, 5, 8), "a class such as 08 or 03/01/01"),
 }
 
 
@@ -60,9 +80,9 @@ class Criteria(_Values):
 
     @model_validator(mode="after")
     def _can_match(self) -> Criteria:
-        for key, (form, what) in _ALPHABETS.items():
+        for key, (form, what) in _FORMS.items():
             pattern = getattr(self, key)
-            if pattern is not None and not _can_be(key, pattern.lower(), form):
+            if pattern is not None and not _fits_any(pattern.lower(), form):
                 shown = "class" if key == "cls" else key
                 raise ValueError(f"{shown} {clean(pattern)!r} can never match: it is not {what}")
         return self
@@ -94,11 +114,26 @@ class Criteria(_Values):
         )
 
 
-def _can_be(key: str, pattern: str, form: str) -> bool:
-    if not _WILD.search(pattern):
-        plain = {"id": HardwareId.is_valid, "bus": BusId.is_valid}
-        return plain[key](pattern) if key in plain else bool(re.fullmatch(form, pattern))
-    return bool(re.fullmatch(form, pattern)) and (key != "id" or ":" in pattern or "*" in pattern)
+def _fits_any(glob: str, form: _Form) -> bool:
+    """Whether there is a text of this form that the glob matches."""
+    steps, ends = form
+    places = {0}
+    for part in _PARTS.findall(glob):
+        places = _beyond(places, steps) if part == "*" else _after(places, steps, part)
+    return bool(places & ends)
+
+
+def _after(places: set[int], steps: _Steps, part: str) -> set[int]:
+    """Where one character that this part of a glob matches leads to."""
+    fits = _pattern(part).match
+    moves = [move for place in places for move in steps.get(place, {}).items()]
+    return {place for characters, place in moves if any(map(fits, characters))}
+
+
+def _beyond(places: set[int], steps: _Steps) -> set[int]:
+    """Where any number of characters leads to."""
+    more = places.union(*(steps.get(place, {}).values() for place in places))
+    return places if more == places else _beyond(more, steps)
 
 
 def _wholes(key: str, glob: str) -> Iterable[str]:

@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Iterable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from usb_remote import errors, events, protocol
+from usb_remote import errors, events, protocol, protocol_2x, replies
 from usb_remote.answers import Answers
 from usb_remote.control import ControlConnection, Limits
 from usb_remote.history import History
@@ -34,7 +34,7 @@ class Wakeup(Protocol):
     """A file descriptor that is readable when devices may have changed: udev.monitor, virtual."""
 
     def fileno(self) -> int: ...
-    def drain(self) -> object: ...
+    def drain(self) -> bool: ...
 
 
 class ControlServer:
@@ -47,6 +47,7 @@ class ControlServer:
         history: what happened to them.
         info: who we are.
         limits: what clients may cost.
+        echo: seconds after a binding of our own in which its events wait.
 
     Attributes:
         allowed: networks whose connections are not closed at once.
@@ -59,8 +60,9 @@ class ControlServer:
         wakeup: Wakeup,
         leases: Leases,
         history: History,
-        info: protocol.Info,
+        info: replies.Info,
         limits: Limits = Limits(),
+        echo: float = OWN_ECHO,
     ) -> None:
         self.info = info
         self.limits = limits
@@ -74,12 +76,15 @@ class ControlServer:
         self.allowed = Networks()
         self._listed: tuple[Device, ...] = ()
         self._lines: dict[str, bytes] = {}
+        self._told_events: list[events.Event] = []
+        self._history_lines: dict[bool, bytes] = {}
         self._twins: set[str] = set()
         self._connections: dict[ControlConnection, None] = {}
         self._watchers: set[ControlConnection] = set()
         self._servers: list[asyncio.Server] = []
         self._tasks: dict[asyncio.Task[None], ControlConnection] = {}
         self._ping: asyncio.TimerHandle | None = None
+        self._echo = echo
         self._quiet_until = 0.0
         self._later: asyncio.TimerHandle | None = None
 
@@ -139,10 +144,10 @@ class ControlServer:
     # -- the snapshot and its watchers
 
     def _woken(self) -> None:
-        """List again, at once unless it is our own binding that we hear (FACTS: its uevents)."""
-        self._wakeup.drain()
+        """List again, at once unless it is our own binding that we hear."""
+        has_moved = self._wakeup.drain()
         loop = asyncio.get_running_loop()
-        if loop.time() >= self._quiet_until:
+        if has_moved or loop.time() >= self._quiet_until:
             self.refresh()
         elif self._later is None:
             self._later = loop.call_at(self._quiet_until, self._refresh_later)
@@ -153,22 +158,26 @@ class ControlServer:
 
     def holders_changed(self) -> None:
         """Tell it at once; what udev says of the binding that goes with it can wait a little."""
-        self._quiet_until = asyncio.get_running_loop().time() + OWN_ECHO
+        self._quiet_until = asyncio.get_running_loop().time() + self._echo
         self.show_holders()
 
     def refresh(self) -> None:
-        """List again; if anything differs, record it and tell every watcher."""
-        before, self._listed = self._listed, self._source.list_devices()
+        """List again; if anything differs, tell every watcher and record it."""
+        before = self._list_again()
+        self.show_holders()
         for event in events.plugs(before, self._listed, datetime.now(UTC)):
             self._history.record(event)
-        self._leases.forget_unplugged(self._listed)
-        self.show_holders()
 
     def refresh_by_new_rules(self) -> None:
         """List again, when what comes and goes is shown or hidden, but not plugged."""
-        self._listed = self._source.list_devices()
-        self._leases.forget_unplugged(self._listed)
+        self._list_again()
         self.show_holders()
+
+    def _list_again(self) -> tuple[Device, ...]:
+        """Returns what was listed before; who waits for what has gone is sent away."""
+        before, self._listed = self._listed, self._source.list_devices()
+        self._leases.forget_unplugged(self._listed)
+        return before
 
     def show_holders(self) -> None:
         """The same devices, with whoever holds them now."""
@@ -196,15 +205,15 @@ class ControlServer:
 
     def _encoded(self, kind: str) -> bytes:
         if kind == "event":
-            return protocol.snapshot_event(self.snapshot, self.info)
+            return replies.snapshot_event(self.snapshot, self.info)
         request = protocol.ListRequest(v=None if kind == "legacy" else 1)
-        devices = protocol.devices_json(self.snapshot.devices, legacy=request.legacy)
-        return protocol.success(devices, request, self.info, self.snapshot.revision)
+        devices = replies.devices_json(self.snapshot.devices, legacy=request.legacy)
+        return replies.success(devices, request, self.info, self.snapshot.revision)
 
     def _ping_watchers(self) -> None:
         """Watchers, and those who wait: so both ends notice a dead one."""
         for connection in (*self._watchers, *(c for c in self._tasks.values() if c.waits)):
-            connection.push(protocol.PING)
+            connection.push(replies.PING)
         loop = asyncio.get_running_loop()
         self._ping = loop.call_later(protocol.PING_INTERVAL, self._ping_watchers)
 
@@ -212,7 +221,7 @@ class ControlServer:
 
     def answer(self, line: bytes, connection: ControlConnection) -> None:
         """Answer one request, now or when it is done."""
-        legacy = protocol.is_legacy_line(line)
+        legacy = protocol_2x.is_line(line)
         try:
             request = protocol.parse_request(line)
             if isinstance(request, protocol.WhichDevice):
@@ -222,7 +231,7 @@ class ControlServer:
             else:
                 connection.send(self._answer_now(request, connection))
         except errors.UsbRemoteError as error:
-            connection.send(protocol.failure(error, legacy=legacy))
+            connection.send(replies.failure(error, legacy=legacy))
 
     def _answer_now(
         self,
@@ -236,13 +245,25 @@ class ControlServer:
             case protocol.ListRequest():
                 return self._line("legacy" if request.legacy else "list")
             case protocol.HistoryRequest():
-                return protocol.success(self._answers.history(), request, self.info)
+                return self._history_line(request)
             case protocol.InfoRequest():
-                return protocol.success(self.info.model_dump(), request)
+                known = replies.info_json(self.info, request, datetime.now(UTC))
+                return replies.success(known, request)
             case protocol.WatchRequest():
                 connection.watches = True
                 self._watchers.add(connection)
                 return self._line("event")
+
+    def _history_line(self, request: protocol.HistoryRequest) -> bytes:
+        """All events, encoded once for each kind of receiver as long as they are the same."""
+        events = self._history.events
+        if events != self._told_events:
+            self._told_events = events
+            self._history_lines.clear()
+        if request.legacy not in self._history_lines:
+            line = replies.success(self._answers.history(), request, self.info)
+            self._history_lines[request.legacy] = line
+        return self._history_lines[request.legacy]
 
     async def _answer_device(
         self, request: protocol.WhichDevice, connection: ControlConnection
@@ -260,12 +281,12 @@ class ControlServer:
             data = await self._answers.device(request, address, connection.push)
         except errors.UsbRemoteError as error:
             log.info("%s for %s: %s", request.command, address, error)
-            return protocol.failure(error, legacy=request.legacy)
+            return replies.failure(error, legacy=request.legacy)
         except OSError as error:
             log.exception("%s for %s", request.command, address)
             fault = errors.SystemFault(f"{request.command} failed on the server: {error}")
-            return protocol.failure(fault, legacy=request.legacy)
-        return protocol.success(data, request, self.info)
+            return replies.failure(fault, legacy=request.legacy)
+        return replies.success(data, request, self.info)
 
     def _spawn(self, work: Coroutine[Any, Any, None], connection: ControlConnection) -> None:
         task = asyncio.create_task(work)
@@ -290,8 +311,10 @@ class ControlServer:
             self._close_one(list(self._connections))
 
     def _close_one(self, connections: list[ControlConnection]) -> None:
-        idle = [c for c in connections if not c.watches]
-        (idle or connections)[0].close()
+        idle = [c for c in connections if c.is_idle]
+        oldest = (idle or connections)[0]
+        oldest.close()
+        del self._connections[oldest]  # or the next of many at once would close it again
 
     def forget(self, connection: ControlConnection) -> None:
         """It is closed: who waited on it has lost the place."""

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable
 from enum import Enum, auto
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from usb_remote import errors
+
+log = logging.getLogger(__name__)
 
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 3, 1, 5
 USER_TIMEOUT_MS = 8000
@@ -25,7 +29,13 @@ SILENT_MS = 2500
 """A connection whose peer had been silent for so long when it broke was lost, not closed: an idle
 peer acknowledges a keepalive after KEEPALIVE_IDLE seconds, and a FIN or a detach comes at once."""
 
-_CLOSE_WAIT, _CLOSE, _LAST_ACK = 8, 7, 9
+JUST_NOW_MS = 500
+"""Whoever has been heard so recently is there: no machine starts anew in that time."""
+PROOF = 4.0
+"""Seconds in which a peer that is there answers a probe, also one that was lost once or twice."""
+_ASK_AGAIN = 0.02
+
+_ESTABLISHED, _CLOSE_WAIT, _CLOSE, _LAST_ACK = 1, 8, 7, 9
 """tcp_info.tcpi_state (linux/include/net/tcp_states.h)."""
 _TIME_WAIT = "06"
 TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
@@ -59,20 +69,51 @@ class Ports(NamedTuple):
             raise errors.Unreachable(f"the client has gone: {error.strerror}") from error
 
 
-def observe(connection: socket.socket, ports: Ports) -> End:
-    """How a connection that is down, or going down, came to that."""
+def observe(connection: socket.socket, ports: Ports, *, asked: bool = False) -> End:
+    """How a connection that is down, or going down, came to that.
+
+    ``asked`` if the peer was probed, see :func:`is_alive`: then its reset says that it knows
+    nothing of it. The error that would tell may have been taken by whoever has the bytes.
+    """
     if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
         return End.PEER_LOST
-    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-    state = info[0]
+    state, silent = _state(connection)
     if state in {_CLOSE_WAIT, _LAST_ACK}:
         return End.BY_PEER
     if state != _CLOSE:
         return End.BY_KERNEL
     if _has_closed_first(ports):
         return End.BY_KERNEL
+    return End.PEER_LOST if asked or silent >= SILENT_MS else End.BY_PEER
+
+
+def _state(connection: socket.socket) -> tuple[int, int]:
+    """The state of TCP, and for how many milliseconds the peer has been silent."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     (silent,) = struct.unpack_from("=I", info, _LAST_ACK_RECEIVED)
-    return End.PEER_LOST if silent >= SILENT_MS else End.BY_PEER
+    return info[0], silent
+
+
+async def is_alive(connection: socket.socket) -> bool:
+    """Whether the peer still knows of this connection: TCP asks it, and a machine that was
+    restarted answers with a reset.
+
+    The shorter idle time is what makes the kernel ask now (tcp(7); net/ipv4/tcp.c,
+    tcp_sock_set_keepidle).
+    """
+    begin = time.monotonic()
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+    try:
+        while (waited := time.monotonic() - begin) < PROOF:
+            state, silent = _state(connection)
+            if state != _ESTABLISHED:
+                return False
+            if silent < max(JUST_NOW_MS, waited * 1000):
+                return True
+            await asyncio.sleep(_ASK_AGAIN)  # no event tells of an acknowledgement
+        return False
+    finally:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
 
 
 def _has_closed_first(ports: Ports) -> bool:
@@ -105,6 +146,8 @@ class EndWatch:
 
     def __init__(self, ended: Callable[[socket.socket, End], None]) -> None:
         self._ended = ended
+        self._told: dict[int, End] = {}
+        self._asked: set[int] = set()
         self._sockets: dict[int, tuple[socket.socket, Ports]] = {}
         self._epoll = select.epoll()
 
@@ -130,12 +173,39 @@ class EndWatch:
 
     def remove(self, connection: socket.socket) -> None:
         """Watch no more; nothing happens if its end was told already."""
+        self._told.pop(connection.fileno(), None)
+        self._asked.discard(connection.fileno())
         if self._sockets.pop(connection.fileno(), None) is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(connection.fileno())
+
+    def how(self, connection: socket.socket) -> End:
+        """How it ended, as far as that can be known now; of one that is up, the peer is lost."""
+        known = self._sockets.get(connection.fileno())
+        if known is None:
+            return self._told.get(connection.fileno(), End.PEER_LOST)
+        is_up = _state(connection)[0] == _ESTABLISHED
+        return End.PEER_LOST if is_up else self._observed(*known)
+
+    async def is_alive(self, connection: socket.socket) -> bool:
+        """As :func:`is_alive`; its end is looked at in that light."""
+        self._asked.add(connection.fileno())
+        if alive := await is_alive(connection):
+            self._asked.discard(connection.fileno())
+        return alive
 
     def _on_ends(self) -> None:
         for fd, _events in self._epoll.poll(0):
             self._epoll.unregister(fd)
             connection, ports = self._sockets.pop(fd)
-            self._ended(connection, observe(connection, ports))
+            end = self._told[fd] = self._observed(connection, ports)
+            self._asked.discard(fd)
+            self._ended(connection, end)
+
+    def _observed(self, connection: socket.socket, ports: Ports) -> End:
+        """A session that has ended is ended, also if nobody can tell how."""
+        try:
+            return observe(connection, ports, asked=connection.fileno() in self._asked)
+        except (OSError, ValueError) as error:
+            log.warning("how a session ended cannot be told: %s", error)
+            return End.PEER_LOST

@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from usb_remote import errors
-from usb_remote.model import BusId, Device, DeviceName, HardwareId, State, clean
+from usb_remote.model import Device, State
 from usb_remote.rules import MAX_NAMES, Names, Place, Rule, Verb, decide, keys_of
 from usb_remote.state import StateFile
 from usb_remote.usbip_wire import Record
+from usb_remote.values import BusId, DeviceName, HardwareId, clean
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ class DeviceSource(Protocol):
     """Where devices come from: udev.devices or virtual."""
 
     def list_devices(self) -> tuple[Device, ...]: ...
+    def find(self, bus_id: BusId) -> Device | None: ...
     def record(self, bus_id: BusId) -> Record | None: ...
 
 
@@ -82,11 +85,8 @@ class NameBook:
             for name, place in names.items():
                 self._by_key.setdefault(place.key, []).append((name, place))
 
-    def find(self, device: Device) -> DeviceName | None:
-        """The name that this device would have, if no other one had it, too."""
-        return next(iter(self._names_of(device)), None)
-
-    def _names_of(self, device: Device) -> list[DeviceName]:
+    def names_of(self, device: Device) -> list[DeviceName]:
+        """The names that this device would have, if no other one had them, the best one first."""
         found = [
             name
             for key in keys_of(device)
@@ -143,6 +143,11 @@ def _place_of(device: Device) -> Place:
     return Place(id=hardware_id, port=device.bus_id)
 
 
+def _key(device: Device) -> tuple[str, int, str]:
+    """What tells one plug of a device from any other."""
+    return device.bus_id, device.devnum, device.id
+
+
 @dataclass
 class SharedDevices:
     """The devices of a source as the rules and names make them.
@@ -158,7 +163,7 @@ class SharedDevices:
     names: NameBook
     rules: tuple[Rule, ...] = ()
     _listed: tuple[Device, ...] = ()
-    _shown: tuple[Device, ...] | None = None
+    _shown: tuple[Device, ...] = ()
     _verbs: dict[tuple[str, int, str], Verb] = field(default_factory=dict)
     _version: int = 0
     _warned: set[str] = field(default_factory=set)
@@ -168,19 +173,36 @@ class SharedDevices:
         self.rules = tuple(rules)
         self.names.configure(dict(names))
         self._verbs.clear()
-        self._shown = None
 
     def list_devices(self) -> tuple[Device, ...]:
         """What others may see, with names; what the machine needs stays protected."""
         listed = self.source.list_devices()
-        if self._shown is None or listed is not self._listed or self._version != self.names.version:
+        if not self._is_current or listed is not self._listed:
             self._listed, self._version = listed, self.names.version
             shown = [d for d in map(self._ruled, listed) if d is not None]
+            there = {_key(device) for device in listed}
+            self._verbs = {key: verb for key, verb in self._verbs.items() if key in there}
             self._shown = tuple(self._named(shown))
         return self._shown
 
+    @property
+    def _is_current(self) -> bool:
+        return self._version == self.names.version  # another one after `configure`, too
+
+    def find(self, bus_id: BusId) -> Device | None:
+        """One device as others may see it now; all are listed only if that has changed."""
+        found = self.source.find(bus_id)
+        is_known = self._is_current and any(found is device for device in self._listed)
+        shown = self._shown if is_known else self.list_devices()
+        return next((device for device in shown if device.bus_id == bus_id), None)
+
     def record(self, bus_id: BusId) -> Record | None:
         return self.source.record(bus_id)
+
+    def gives_away(self, bus_id: BusId) -> bool:
+        """Whether a rule shares a device even if this machine uses it itself."""
+        device = self.source.find(bus_id)
+        return device is not None and self._verb(device) is Verb.ALLOW_PROTECTED
 
     def _ruled(self, device: Device) -> Device | None:
         verb = self._verb(device)
@@ -193,22 +215,28 @@ class SharedDevices:
     def _verb(self, device: Device) -> Verb:
         if not self.rules:
             return Verb.ALLOW
-        key = (device.bus_id, device.devnum, device.id)
+        key = _key(device)
         if key not in self._verbs:
             self._verbs[key] = decide(self.rules, device)
         return self._verbs[key]
 
     def _named(self, devices: list[Device]) -> Iterable[Device]:
-        """A name that fits two devices is nobody's: taking the wrong one is worse than none."""
-        names = [self.names.find(device) for device in devices]
-        for device, name in zip(devices, names, strict=True):
-            if name is None:
-                yield device
-            elif names.count(name) == 1:
-                yield device.model_copy(update={"name": str(name)})
-            else:
-                self._warn(name, names.count(name))
-                yield device
+        """A name that fits two devices is nobody's: taking the wrong one is worse than none.
+
+        Either may have another name that is less telling, but its own.
+        """
+        names = [self.names.names_of(device) for device in devices]
+        while ambiguous := self._ambiguous(names):
+            names = [[name for name in those if name not in ambiguous] for those in names]
+        for device, those in zip(devices, names, strict=True):
+            yield device.model_copy(update={"name": str(those[0])}) if those else device
+
+    def _ambiguous(self, names: list[list[DeviceName]]) -> set[DeviceName]:
+        counts = Counter(those[0] for those in names if those)
+        ambiguous = {name for name, count in counts.items() if count > 1}
+        for name in ambiguous:
+            self._warn(name, counts[name])
+        return ambiguous
 
     def _warn(self, name: str, count: int) -> None:
         if name not in self._warned:

@@ -10,20 +10,30 @@ import asyncio
 import contextlib
 import errno
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from usb_remote import errors, programs
-from usb_remote.model import BusId
+from usb_remote.values import BusId
 
 SYSFS = Path("/sys")
+Guard = Callable[[BusId], AbstractContextManager[None]]
 USED = 2
 """``usbip_status``: enum usbip_device_status of drivers/usb/usbip/usbip_common.h, SDEV_ST_USED."""
 
 
 class Host:
-    """The usbip-host driver of this machine."""
+    """The usbip-host driver of this machine.
 
-    def __init__(self, sysfs: Path = SYSFS) -> None:
+    Args:
+        sysfs: usually /sys.
+        guard: what has to be so while a device is taken from its own driver; raises if it is not.
+
+    """
+
+    def __init__(self, sysfs: Path = SYSFS, guard: Guard = lambda bus_id: nullcontext()) -> None:
+        self._guard = guard
         self._devices = sysfs / "bus/usb/devices"
         self._bus = sysfs / "bus/usb"
         self._driver = sysfs / "bus/usb/drivers/usbip-host"
@@ -62,11 +72,16 @@ class Host:
 
         Raises:
             SystemFault: the kernel refuses.
+            Refused: it is guarded.
 
         """
-        self.check()
         if not self.is_bound(bus_id):
-            await asyncio.to_thread(self._bind, bus_id)
+            self.check()
+            await asyncio.to_thread(self._bind_guarded, bus_id, self._guard(bus_id))
+
+    def _bind_guarded(self, bus_id: BusId, guarded: AbstractContextManager[None]) -> None:
+        with guarded:
+            self._bind(bus_id)
 
     def _bind(self, bus_id: BusId) -> None:
         """The entry first: if there is no module or no free entry, nothing has happened yet."""
@@ -142,7 +157,7 @@ class Host:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while self._is_in_between(bus_id):  # noqa: ASYNC110 - no event exists
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.01)
 
     def _is_in_between(self, bus_id: BusId) -> bool:
         status = self.status(bus_id)

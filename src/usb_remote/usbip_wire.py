@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from usb_remote.errors import InvalidRequest
-from usb_remote.model import BusId
+from usb_remote.values import BusId
 
 VERSION = 0x0111
 HEADER_SIZE = 8
@@ -106,6 +106,19 @@ def parse_request(header: bytes, body: bytes) -> DevlistRequest | ImportRequest:
         return ImportRequest(BusId(body.partition(b"\0")[0].decode("ascii")))
     except ValueError as error:
         raise InvalidRequest(f"import: {error}") from None
+
+
+def pack_devlist_request() -> bytes:
+    """What a client sends to see what there is."""
+    return _HEADER.pack(VERSION, Code.REQ_DEVLIST, 0)
+
+
+def parse_devlist_reply(header: bytes) -> int:
+    """The version of whoever answers a request for the list; raises InvalidRequest."""
+    version, code, _ = _HEADER.unpack(header)
+    if code != Code.REP_DEVLIST:
+        raise InvalidRequest(f"not the answer of a USB/IP server: {header.hex()}")
+    return int(version)
 
 
 def pack_devlist(records: Iterable[Record]) -> bytes:

@@ -10,11 +10,14 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from usb_remote import errors, programs
-from usb_remote.model import Attachment, BusId, clean
+from usb_remote.model import Attachment
+from usb_remote.values import BusId, clean
 
 PORT = 3240
 SYSFS = Path("/sys")
@@ -22,16 +25,28 @@ STATE_DIR = Path("/var/run/vhci_hcd")
 LOCK = Path("/sys/devices/platform/vhci_hcd.0/status")
 """The driver's own file: there as soon as an attach is possible, readable by everybody, while
 /run/lock is writable for everybody on Debian only."""
-FREE, USED = "004", "006"
-"""``sta``: enum usbip_device_status of drivers/usb/usbip/usbip_common.h, VDEV_ST_NULL and _USED;
-between the two an import is connected, but not enumerated yet."""
+USED = "006"
+"""``sta``: enum usbip_device_status of drivers/usb/usbip/usbip_common.h, VDEV_ST_USED; 004 is free
+(VDEV_ST_NULL), and between the two an import is connected, but not enumerated yet."""
+_FREE = re.compile(r"^\S+ +\d+ +004 ", re.MULTILINE)
+_TAKEN = re.compile(r"^\S+ +(\d+) +(?!004 )(\d+) +\d+ +(\w+) +\d+ +(\S+)$", re.MULTILINE)
+"""Rows ``hub port sta spd dev sockfd local_busid`` (vhci_sysfs.c, port_show_vhci): one search for
+all, because nearly all are free."""
 ATTACH_TRIES = 3
 """``open vhci_driver`` alone is transient: 2 of 75 back-to-back attaches (FACTS, FINDINGS 4)."""
 
 INSTALL_USBIP = (
     "install it: apt install usbip (Debian), apt install linux-tools-generic (Ubuntu), "
-    "dnf install usbip-utils (Fedora), pacman -S usbip (Arch)"
+    "dnf install usbip (Fedora), pacman -S usbip (Arch)"
 )
+
+
+class _Row(NamedTuple):
+    """A vhci port that is not free; ``local`` is None until the kernel has enumerated it."""
+
+    port: int
+    devid: int
+    local: str | None
 
 
 class Vhci:
@@ -46,6 +61,7 @@ class Vhci:
     ) -> None:
         self._platform = sysfs / "devices/platform"
         self._devices = sysfs / "bus/usb/devices"
+        self._module = sysfs / "module/vhci_hcd"
         self._state_dir = state_dir
         self._lock = lock
         self._prefix = [] if os.geteuid() == 0 else list(sudo)
@@ -56,38 +72,46 @@ class Vhci:
         return bool(self._status_files())
 
     def _status_files(self) -> list[Path]:
-        """One for each controller; looked for again when the module was unloaded."""
+        """One for each controller; looked for again when the module was unloaded.
+
+        None while the module is being loaded: reading one then kills the kernel (Debian's 6.1:
+        status_show_vhci takes a lock of a controller that has none yet, with interrupts off).
+        """
+        if _read(self._module / "initstate") not in ("live", ""):  # "": it is built in
+            return []
         if not self._files or not self._files[0].exists():
             self._files = sorted(self._platform.glob("vhci_hcd.*/status*"))
         return self._files
 
     def list_attachments(self) -> list[Attachment]:
         """What is imported here now, by vhci port; without nodes."""
-        rows = [row for row in self._rows() if row[2] != FREE]
-        return [self._attachment(row) for row in sorted(rows, key=lambda row: int(row[1]))]
+        return [self._attachment(row) for row in sorted(_taken(self._status()))]
 
-    def _rows(self) -> Iterator[list[str]]:
-        """Rows ``hub port sta spd dev sockfd local_busid`` (vhci_sysfs.c, port_show_vhci)."""
-        for file in self._status_files():
-            for line in file.read_text().splitlines():
-                row = line.split()
-                if len(row) == 7 and row[1].isdigit():
-                    yield row
+    def count_ports(self) -> dict[str, tuple[int, int]]:
+        """Free vhci ports, and all: ``hs`` for devices up to USB 2, ``ss`` for faster ones."""
+        rows = [line.split() for line in self._status().splitlines()]
+        count: dict[str, tuple[int, int]] = {}
+        for hub in ("hs", "ss"):
+            if states := [row[2] for row in rows if row[:1] == [hub]]:
+                count[hub] = states.count("004"), len(states)  # VDEV_ST_NULL
+        return count
 
-    def _attachment(self, row: list[str]) -> Attachment:
-        port = int(row[1])
-        address, usbip_port, bus_id = self._remote(port)
-        local = row[6] if row[2] == USED and row[6] != "0-0" else None
-        device = self._devices / (local or "none")
+    def _status(self) -> str:
+        """All vhci ports as the kernel tells them, 240 on Debian."""
+        return "".join(map(_text, self._status_files()))
+
+    def _attachment(self, row: _Row) -> Attachment:
+        address, usbip_port, bus_id = self._remote(row.port)
+        device = self._devices / (row.local or "none")
         words = [_read(device / key) for key in ("manufacturer", "product")]
         ids = [_read(device / key) for key in ("idVendor", "idProduct")]
         return Attachment(
-            vhci_port=port,
+            vhci_port=row.port,
             address=address,
             usbip_port=usbip_port,
             bus_id=bus_id,
-            local_bus_id=local,
-            devid=int(row[4], 16),
+            local_bus_id=row.local,
+            devid=row.devid,
             hardware_id=":".join(ids) if all(ids) else None,
             serial=_read(device / "serial") or None,
             description=" ".join(filter(None, words)),
@@ -113,16 +137,16 @@ class Vhci:
         """
         command = ["--tcp-port", str(usbip_port), "attach", "--remote", address, "--busid", bus_id]
         async with self._locked():
-            rows = list(self._rows())
-            before = {row[1] for row in rows if row[2] != FREE}
-            if len(before) == len(rows):
+            status = self._status()
+            before = {row.port for row in _taken(status)}
+            if not _FREE.search(status):
                 raise errors.SystemFault(
                     f"all {len(before)} vhci ports are in use",
                     hint="usb-remote ports lists them; detach one",
                 )
             await self._run_attach(command, f"{address}:{usbip_port}", timeout)
-            for row in self._rows():  # the tool does not say which one it took
-                if row[1] not in before and row[2] != FREE:
+            for row in _taken(self._status()):  # the tool does not say which one it took
+                if row.port not in before:
                     found = self._attachment(row)
                     return found.model_copy(update={"bus_id": found.bus_id or bus_id})
         raise _dropped(bus_id)
@@ -134,10 +158,18 @@ class Vhci:
             Unreachable: the import has ended already.
 
         """
-        row = next((row for row in self._rows() if int(row[1]) == attachment.vhci_port), None)
-        if row is None or row[2] == FREE:
+        row = self._row(attachment.vhci_port)
+        if row is None:
             raise _dropped(attachment.bus_id)
-        return row[6] if row[2] == USED and row[6] != "0-0" else None
+        return row.local
+
+    def _row(self, port: int) -> _Row | None:
+        """Of one vhci port; None if it is free. The files of other controllers are not read."""
+        for file in self._status_files():
+            text = _text(file)
+            if re.search(rf"^\S+ +0*{port} ", text, re.MULTILINE):
+                return next((row for row in _taken(text) if row.port == port), None)
+        return None
 
     async def prepare(self) -> None:
         """See that this machine can import, before a server is asked for anything.
@@ -150,10 +182,7 @@ class Vhci:
         if not self.is_loaded:
             await programs.modprobe("vhci_hcd", self._prefix)
         if not self.is_loaded:
-            raise errors.SystemFault(
-                "the kernel module vhci_hcd is not loaded, so nothing can be attached",
-                hint="type: sudo modprobe vhci_hcd",
-            )
+            raise _not_loaded()
         if self._prefix:
             status, text = await self._usbip(["version"], 5.0, "usbip")
             if status != 0:
@@ -198,7 +227,10 @@ class Vhci:
     @contextlib.asynccontextmanager
     async def _locked(self) -> AsyncIterator[None]:
         """One attach at a time on this machine: two at once livelock the stock tool (FACTS)."""
-        fd = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise _not_loaded() from None
         try:
             while not _has_lock(fd):  # noqa: ASYNC110 - flock has no event, a thread no cancel
                 await asyncio.sleep(0.02)
@@ -207,12 +239,30 @@ class Vhci:
             os.close(fd)
 
 
+def _taken(status: str) -> Iterator[_Row]:
+    for port, state, devid, local in _TAKEN.findall(status):
+        is_enumerated = state == USED and local != "0-0"
+        yield _Row(int(port), int(devid, 16), local if is_enumerated else None)
+
+
+def _text(file: Path) -> str:
+    with file.open("rb", buffering=0) as status:
+        return status.read().decode()
+
+
 def _has_lock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def _not_loaded() -> errors.SystemFault:
+    return errors.SystemFault(
+        "the kernel module vhci_hcd is not loaded, so nothing can be attached",
+        hint="type: sudo modprobe vhci_hcd",
+    )
 
 
 def _dropped(bus_id: BusId | None) -> errors.Unreachable:
@@ -234,7 +284,13 @@ def _attach_failure(text: str, remote: str) -> errors.UsbRemoteError:
     for part, error in (
         ("Device not found", errors.NotFound(f"{remote} does not export this device (any more)")),
         ("Device busy", errors.Busy(f"{remote} says that the device is in use")),
-        ("Request Failed", errors.Refused(f"{remote} refuses to export this device")),
+        (
+            "Request Failed",  # a lost race, or its kernel: it refuses in words, and before
+            errors.SystemFault(
+                f"{remote} could not export this device just now",
+                hint="try again; the log of that server says more: journalctl -u usb-remote-server",
+            ),
+        ),
         (
             "tcp connect",
             errors.Unreachable(

@@ -19,8 +19,9 @@ from usbip.classes.device import CDCACM, MSC, hid
 from usbip.classes.host.msc import MSCDriver
 
 from usb_remote import errors
-from usb_remote.model import BusId, Device, with_ids
+from usb_remote.model import Device, with_ids
 from usb_remote.usbip_wire import RECORD_SIZE, SPEEDS, Code, Record
+from usb_remote.values import BusId
 
 VENDOR = 0x1209
 """pid.codes: a vendor id for projects without one; 0001-000f are for tests (https://pid.codes)."""
@@ -133,6 +134,9 @@ class VirtualDevices:
     def list_devices(self) -> tuple[Device, ...]:
         return with_ids(_described(device) for device in list(self._plugged.values()))
 
+    def find(self, bus_id: BusId) -> Device | None:
+        return next((d for d in self.list_devices() if d.bus_id == bus_id), None)
+
     def record(self, bus_id: BusId) -> Record | None:
         device = self._plugged.get(bus_id)
         return _record(device) if device else None
@@ -142,8 +146,9 @@ class VirtualDevices:
     def fileno(self) -> int:
         return self._wakeup
 
-    def drain(self) -> None:
+    def drain(self) -> bool:
         os.eventfd_read(self._wakeup)
+        return True
 
     def _changed(self) -> None:
         os.eventfd_write(self._wakeup, 1)

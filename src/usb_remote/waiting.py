@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from usb_remote import errors
-from usb_remote.model import Holder
+from usb_remote.model import Device, Holder
 
 MAX_WAITING = 64
 """Clients that may wait for one device."""
@@ -41,7 +41,7 @@ class Waiter:
     """One place in a queue. ``turn`` is done when the device is reserved for it."""
 
     wish: Wish
-    device_id: str
+    device: Device
     tell: Tell
     turn: asyncio.Future[None] = field(default_factory=asyncio.Future)
 
@@ -81,11 +81,14 @@ class Queue:
         """Take out whoever is first."""
         return self._waiters.popleft() if self._waiters else None
 
-    def dismiss(self, error: errors.UsbRemoteError) -> None:
-        """Send everybody away with this reason."""
-        while waiter := self.next():
+    def dismiss(self, error: errors.UsbRemoteError, there: Device | None = None) -> bool:
+        """Send away who does not wait for this device; False if there is nobody."""
+        leaving = [w for w in self._waiters if there is None or not w.device.is_same(there)]
+        for waiter in leaving:
+            self._waiters.remove(waiter)
             if not waiter.turn.done():
                 waiter.turn.set_exception(error)
+        return bool(leaving)
 
     def tell(self, holder: Holder | None) -> None:
         """Tell everybody the place, and who has the device now."""

@@ -9,7 +9,7 @@ lab=${USB_REMOTE_LAB:-${XDG_CACHE_HOME:-$HOME/.cache}/usb-remote-lab}
 python=${PYTHON:-python3}
 suite=bookworm guest_python=3.11
 packages=python3,python3-venv,udev,kmod,iproute2,usbip,procps,hwdata,usbutils,iputils-ping
-packages+=,libusb-1.0-0,sudo,util-linux,nftables,dmsetup,e2fsprogs
+packages+=,libusb-1.0-0,sudo,util-linux,nftables,dmsetup,e2fsprogs,systemd
 libraries=(typer rich pydantic zeroconf pyudev ruamel.yaml usbip)
 old_release=usb-remote==2.3.2
 # Only the module trees that matter: 300 MB otherwise.
@@ -22,6 +22,18 @@ modules=(
   net/core/failover.ko net/netfilter net/ipv4/netfilter net/ipv6/netfilter net/sched
   fs/overlayfs fs/squashfs fs/ext4 fs/jbd2 fs/mbcache.ko fs/fat fs/nls fs/configfs
   lib block crypto arch/x86/crypto
+)
+# Units that cost time under emulation and are about nothing that is tested.
+unwanted=(
+  getty.target getty@tty1.service serial-getty@ttyS0.service console-getty.service
+  systemd-logind.service systemd-user-sessions.service systemd-update-utmp.service
+  systemd-update-utmp-runlevel.service systemd-timesyncd.service systemd-networkd.service
+  systemd-random-seed.service systemd-pstore.service systemd-firstboot.service
+  systemd-sysusers.service systemd-hwdb-update.service systemd-journal-catalog-update.service
+  systemd-update-done.service ldconfig.service proc-sys-fs-binfmt_misc.automount
+  apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer
+  e2scrub_reap.service fstrim.timer systemd-tmpfiles-clean.timer nftables.service
+  dev-hugepages.mount dev-mqueue.mount sys-kernel-tracing.mount
 )
 
 fail() { echo "lab: $*" >&2; exit 1; }
@@ -114,12 +126,25 @@ build_libraries() {
   install /opt/py "${libraries[@]}" "${flags[@]}"
 }
 
+# Where tests install the wheel: an environment of its own that has the libraries already.
+build_environment() {
+  rm -rf root/opt/venv
+  chroot root python3 -m venv /opt/venv
+  echo /opt/py >"root/opt/venv/lib/python$guest_python/site-packages/lab.pth"
+}
+
 build_old_release() { install /opt/usb-remote-2x "$old_release"; }
 
 build_image() {
   command install -m755 "$here/image/labinit" root/sbin/labinit
   command install -m755 "$here/image/agent.py" root/sbin/labagent
+  command install -m755 "$here/image/forkserver.py" root/sbin/labforkserver
+  command install -m755 "$here/image/labnetwork" root/sbin/labnetwork
   command install -D -m755 -t root/usr/local/bin "$here"/image/bin/*
+  command install -D -m644 -t root/etc/systemd/system "$here"/image/systemd/*
+  chroot root systemctl enable -q lab-network.service lab-agent.service
+  chroot root systemctl mask -q "${unwanted[@]}"
+  chroot root systemctl set-default -q multi-user.target
   rm -f root.sqfs.new
   mksquashfs root root.sqfs.new -comp lz4 -noappend -quiet -no-progress
   mv root.sqfs.new root.sqfs
@@ -133,7 +158,7 @@ build_initrd() {
     ln -s busybox "initrd/bin/$tool"
   done
   command install -m755 "$here/image/init" initrd/init
-  for module in virtio_pci virtio_blk squashfs overlay virtio_console; do
+  for module in virtio_pci virtio_blk squashfs overlay virtio_console ext4; do
     chroot root modprobe -S "$release" --show-depends "$module"
   done | awk '/^insmod/ && !seen[$2]++ {print $2}' | while read -r module; do
     cp "root$module" initrd/lib/modules/; basename "$module"
@@ -154,9 +179,10 @@ main() {
   stage root "$suite $packages"
   stage modules "$release ${modules[*]}"
   stage libraries "${libraries[*]} $constraints"
+  stage environment "$guest_python"
   stage old_release "$old_release"
-  local files=("$here"/image/{labinit,agent.py} "$here"/image/bin/*)
-  stage image "$(digest "${files[@]}")"
+  local files=("$here"/image/{labinit,labnetwork,agent.py,forkserver.py} "$here"/image/{bin,systemd}/*)
+  stage image "${unwanted[*]} $(digest "${files[@]}")"
   stage initrd "$(digest "$here/image/init")"
 }
 

@@ -12,7 +12,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from compileall import compile_dir
 from concurrent.futures import ThreadPoolExecutor
 from fcntl import LOCK_EX, flock
@@ -21,7 +21,7 @@ from py_compile import PycInvalidationMode
 from typing import TypeVar
 
 from tests.kernel import vm
-from tests.kernel.vm import VM, Images
+from tests.kernel.vm import VM, Images, Installation
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
@@ -32,14 +32,13 @@ TOOLS = {
     "cpio": "cpio",
     "debootstrap": "debootstrap",
     "mksquashfs": "squashfs-tools",
+    "mkfs.ext4": "e2fsprogs",
     "apt-get": "apt",
 }
 # Run once before the snapshot is taken, so that its memory holds what tests will need.
 # Not usbip's own modules: whether they are loaded is what some tests are about.
 WARM_UP = """
 modprobe -a usb_storage uas sd_mod usbhid hid_generic usbserial ftdi_sio cdc_acm evdev
-python3 -c 'import asyncio, typer, typer.testing, rich.table, pydantic, zeroconf.asyncio
-import pyudev, ruamel.yaml, sqlite3, concurrent.futures, usbip'
 usbip version; lsusb; udevadm info --export-db | wc -l; ip address; sudo -n true
 usb-remote-2x --version
 cat /usr/sbin/usbip /usr/sbin/usbipd /usr/share/hwdata/usb.ids /lib/udev/hwdb.bin >/dev/null
@@ -106,6 +105,7 @@ def take_snapshot(images: Images) -> Path:
         base = VM("base", images, Path(place)).power_on()
         try:
             base.sh(WARM_UP, 120).ok()
+            base.guest.call("warm")
             base.save(new)
         finally:
             base.power_off()
@@ -122,26 +122,31 @@ def fingerprint(images: Images) -> str:
 
 
 @contextlib.contextmanager
-def machines(images: Images, *names: str, archive: bytes | None = None) -> Iterator[list[VM]]:
+def machines(
+    images: Images, *names: str, archive: bytes | None = None, systemd: Collection[str] = ()
+) -> Iterator[list[VM]]:
     """Make machines 10.55.0.1, .2 and so on, on a network of their own, that end with the block.
 
-    `archive` is what `package` returns: installed in each, it is the command `usb-remote`.
+    `archive` is what `package` returns: installed in each, it is the command `usb-remote`. But
+    those named by `systemd` boot with it, from a disk of their own, and get what a test installs.
     """
     with tempfile.TemporaryDirectory(prefix="vm-") as place, contextlib.ExitStack() as stack:
-        made = [
-            VM(name, images, Path(place, name), ip=f"10.55.0.{number}", netdev=cable)
-            for number, (name, cable) in enumerate(zip(names, cables(place, names), strict=True), 1)
-        ]
+        made = []
+        for number, (name, cable) in enumerate(zip(names, cables(place, names), strict=True), 1):
+            ip, disk = f"10.55.0.{number}", Path(place, f"{name}.disk")
+            alone = Installation(folder=images.folder, disk=disk, name=name, ip=ip)
+            boots = alone if name in systemd else images
+            made.append(VM(name, boots, Path(place, name), ip=ip, netdev=cable))
         for machine in made:
             stack.callback(machine.power_off)
         with ThreadPoolExecutor(len(made)) as pool:
-            list(pool.map(functools.partial(bring_up, archive=archive), made))
+            list(pool.map(functools.partial(bring_up, archive=archive, without=systemd), made))
         yield made
 
 
-def bring_up(machine: VM, archive: bytes | None) -> None:
+def bring_up(machine: VM, archive: bytes | None, without: Collection[str]) -> None:
     machine.power_on()
-    if archive is not None:
+    if archive is not None and machine.name not in without:
         machine.install(archive)
 
 

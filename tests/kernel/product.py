@@ -12,7 +12,7 @@ from tests.kernel.lab import until
 from tests.kernel.vm import VM
 
 SLOW = 90.0
-"""Seconds that a command may take: it needs 4 to 8 where everything is emulated."""
+"""Seconds that a command may take: it needs 1 to 8 where everything is emulated."""
 ON_CONTROL_PORT = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055; cat >&3; head -n 1 <&3'"
 FOLLOW = """exec bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055; echo "$LINE" >&3; exec cat <&3'"""
 CONFIG = "/etc/usb-remote/usb-remote.config"
@@ -21,6 +21,8 @@ for device in [0-9]*-*; do test -e $device/driver || echo $device has no driver;
 ls -l [0-9]*-*/driver | grep usbip-host
 cat /sys/bus/usb/drivers/usbip-host/match_busid 2>/dev/null | xargs -r echo in match_busid:
 true"""
+BAN = "mkdir -p /etc/modprobe.d && echo install {} /bin/false >/etc/modprobe.d/ban.conf"
+"""Forbids a module."""
 PORTS = "cat /sys/devices/platform/vhci_hcd.*/status* 2>/dev/null"
 
 Devices = dict[str, dict[str, Any]]
@@ -84,6 +86,12 @@ def line(command: str, **keys: Any) -> str:
 def devices(server: VM) -> Devices:
     """Ask the server's control port: bus id -> device."""
     return {device["bus_id"]: device for device in ask(server, "list")}
+
+
+def sessions(server: VM) -> dict[str, str]:
+    """Since when each device that is in use is: the same moment is the same session."""
+    found = {bus_id: device["holder"] for bus_id, device in devices(server).items()}
+    return {bus_id: holder["since"] for bus_id, holder in found.items() if holder}
 
 
 def configure(server: VM, program: Running, text: str, says: str = "was loaded again") -> None:
@@ -155,3 +163,70 @@ def plug_serial(server: VM, path: Path) -> None:
     backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
     always: dict[str, Any] = {"always-plugged": True}
     server.usb_add("usb-serial", "adapter", "2", chardev=backend, **always)
+
+
+# -- the agent
+
+ASK_AGENT = """python3 -c 'import socket, sys
+agent = socket.socket(socket.AF_UNIX)
+agent.connect("/run/usb-remote/agent.sock")
+agent.sendall(sys.stdin.buffer.read())
+print(agent.makefile().readline())'"""
+
+
+def reside(client: VM, config: str = "") -> Running:
+    """Start the agent on a client and wait until it listens."""
+    if config:
+        client.put(CONFIG, config)
+    client.sh("getent group usb-remote || groupadd --system usb-remote").ok()
+    program = client.start("exec usb-remote agent")
+    program.wait_for("keeps devices attached", SLOW)
+    return program
+
+
+def ask_agent(client: VM, command: str, **keys: Any) -> Any:
+    """Send the agent a request; return the reply's data."""
+    reply = json.loads(client.sh(ASK_AGENT, SLOW, stdin=line(command, **keys) + "\n").ok().out)
+    assert reply["status"] == "success", reply
+    return reply["data"]
+
+
+def wish(client: VM, name: str) -> dict[str, Any]:
+    """How a wish of the agent's goes; empty if there is none of that name."""
+    found = [status for status in ask_agent(client, "status") if status["name"] == name]
+    return found[0] if found else {}
+
+
+def until_wish(client: VM, name: str, stage: str, timeout: float = 60) -> dict[str, Any]:
+    """Wait until a wish is at that stage."""
+    until(lambda: wish(client, name).get("stage") == stage, timeout)
+    return wish(client, name)
+
+
+def links(client: VM) -> dict[str, str]:
+    """Everything below /dev/usb-remote: link -> node."""
+    found = client.sh("cd /dev/usb-remote 2>/dev/null && find . -type l -printf '%P %l\\n'").out
+    return dict(row.split() for row in found.splitlines())
+
+
+# -- a board whose firmware decides what it is
+
+GADGET = """set -e
+modprobe -a dummy_hcd libcomposite
+g=/sys/kernel/config/usb_gadget/board
+test -d /sys/kernel/config/usb_gadget || mount -t configfs none /sys/kernel/config
+if ! test -d $g; then
+  mkdir -p $g/strings/0x409 $g/configs/c.1 $g/functions/acm.0
+  ln -s $g/functions/acm.0 $g/configs/c.1/
+fi
+echo "" >$g/UDC 2>/dev/null || true
+echo {vendor} >$g/idVendor; echo {product} >$g/idProduct
+echo {serial} >$g/strings/0x409/serialnumber
+echo board >$g/strings/0x409/product
+ls /sys/class/udc | head -n 1 >$g/UDC"""
+
+
+def flash(server: VM, hardware_id: str, serial: str = "F1") -> None:
+    """Plug a board in that has a serial port, or give it a firmware with another identity."""
+    vendor, product = (f"0x{number}" for number in hardware_id.split(":"))
+    server.sh(GADGET.format(vendor=vendor, product=product, serial=serial)).ok()

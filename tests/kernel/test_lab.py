@@ -115,3 +115,18 @@ def test_usbip_is_not_loaded_and_the_old_release_runs(vm: VM) -> None:
     assert "usbip" not in vm.sh("lsmod").ok().out
     assert "vhci" not in vm.sh("lsmod").ok().out
     assert vm.sh("usb-remote-2x --version").ok().out == "usb-remote 2.3.2\n"
+
+
+def test_a_program_that_is_a_fork_is_like_any_other(vm: VM) -> None:
+    tell = 'p=$(pgrep -of "usb_remote server"); ps -o user=,args= $p; readlink /proc/$p/cwd'
+    program = vm.start("exec usb-remote server --virtual --name 'two words'", user="alice")
+    program.wait_for("as two words", 90)
+    who, home = vm.sh(tell).ok().out.splitlines()
+    assert who.split(maxsplit=1) == [
+        "alice", "python3 -m usb_remote server --virtual --name two words",
+    ]  # fmt: skip
+    assert home == "/home/alice"
+    assert program.stop(signal.SIGKILL) == -signal.SIGKILL
+    refused = vm.sh("usb-remote config show", 90, env={"USB_REMOTE_CONFIG": "/nowhere"})
+    assert (refused.rc, refused.out) == (2, "")
+    assert "/nowhere" in refused.err

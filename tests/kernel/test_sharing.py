@@ -149,6 +149,12 @@ def test_the_queue_is_fair_and_what_it_gave_can_be_asked_for_and_taken_over(
         ("taken_over", "root@client"),
     ]
 
+    waiting = other.start("exec usb-remote attach SER-0001 --wait")
+    waiting.wait_for(PLACE.format("root@client", 1), SLOW)
+    assert waiting.stop(signal.SIGINT) == 130
+    assert "Traceback" not in waiting.errors
+    until(lambda: devices(server)["2-1"]["waiting"] == 0)
+
     configure(server, program, NO_TAKEOVER)
     assert "in use by root@client" in refused(other, "attach SER-0001 --force", 4)
     assert ports_in_use(client) == [port]
@@ -175,7 +181,7 @@ def test_each_cause_of_an_end_is_observed_and_in_the_history_after_a_restart(
     until_ended(states, "device_reset")
     free_again(client)
     ask(server, "attach", bus="2-1", force=True, client="4", user="ann", host="pc")
-    ask(server, "detach", bus="2-1", client="4")
+    ask(server, "detach", bus="2-1", client="4", host="pc")
     assert until_ended(states, "taken_over")["by"] == "ann@pc"
     free_again(client)
     configure(server, program, DENY)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.kernel.lab import until
 from tests.kernel.product import (
+    BAN,
     SLOW,
     attach,
     devices,
@@ -19,9 +20,21 @@ from tests.kernel.product import (
 )
 from tests.kernel.vm import VM
 
-BAN = "mkdir -p /etc/modprobe.d && echo install {} /bin/false >/etc/modprobe.d/ban.conf"
 DROP = "add rule inet lab input tcp dport 3240 drop"
 REDIRECT = "add rule inet lab nat tcp dport 3240 redirect to :9999"
+CONTAINER = """exec unshare --mount sh -c 'mkfs.ext4 -q /dev/sdc && mount /dev/sdc /mnt &&
+echo mounted && exec sleep 999'"""
+ROUTED = "carries the default route of this server"
+USES = (
+    ("2-1", "mkswap -q /dev/sda; swapon /dev/sda", "sda is used for swap", "swapoff /dev/sda"),
+    (
+        "2-1",
+        "modprobe loop; losetup /dev/loop1 /dev/sda",
+        "sda is part of loop1",
+        "losetup --detach /dev/loop1",
+    ),
+    ("1-3", "ip route add default via 10.56.0.2", f"usb0 {ROUTED}", "ip route delete default"),
+)
 RULES = """add table inet lab
 add chain inet lab {name} {{ type {kind} hook {hook} priority 0; }}
 {rule}
@@ -115,9 +128,10 @@ def test_a_server_whose_port_is_taken_names_usbipd_and_the_command_that_frees_it
     vm.sh("usbipd -D").ok()
     until(lambda: ":3240" in vm.sh("ss -Hltn").out)
     complaint = refused(vm, "server", 5)
-    assert re.search(r"error: .*3240.*\nhint: .*usbipd", complaint), complaint
-    commands = re.findall(r"sudo [-a-z ]+", complaint)
-    vm.sh("; ".join(commands))
+    pattern = r"error: .*3240.* by usbipd \(pid (\d+)\)\nhint: type: (sudo kill \1)\n"
+    found = re.search(pattern, complaint)
+    assert found, complaint
+    vm.sh(found[2])
     until(lambda: ":3240" not in vm.sh("ss -Hltn").out, 5)
 
 
@@ -156,15 +170,21 @@ def test_disks_that_the_server_uses_are_listed_with_the_reason_and_refused(
     plug_disk(server, disk)
     below = tmp_path / "below.img"
     below.write_bytes(bytes(1 << 20))
+    hidden = tmp_path / "hidden.img"
+    hidden.write_bytes(bytes(1 << 20))
     serve(server)
     plug_disk(server, below, "below", port="2", serial="SER-0002")
     until(lambda: server.sh("test -b /dev/sda && test -b /dev/sdb").rc == 0)
+    plug_disk(server, hidden, "hidden", port="3", serial="SER-0003")
+    until(lambda: server.sh("test -b /dev/sdc").rc == 0)
     server.sh(
         "set -e; mkfs.ext4 -q /dev/disk/by-id/*SER-0001-0:0; mkdir /tmp/a /tmp/b\n"
         "mount /dev/disk/by-id/*SER-0001-0:0 /tmp/a; echo kept >/tmp/a/file\n"
         'echo "0 2048 linear $(readlink -f /dev/disk/by-id/*SER-0002-0:0) 0" | dmsetup create lin\n'
         "mkfs.ext4 -q /dev/mapper/lin; mount /dev/mapper/lin /tmp/b; echo kept >/tmp/b/file"
     ).ok()
+    container = server.start(CONTAINER)
+    container.wait_for("mounted")
     client.sh("modprobe vhci_hcd").ok()
     assert "-1:" not in client.sh("usbip list -r 10.55.0.1").out
     for bus_id, reason in (("2-1", "is mounted at /tmp/a"), ("2-2", "is part of dm-0")):
@@ -172,13 +192,18 @@ def test_disks_that_the_server_uses_are_listed_with_the_reason_and_refused(
         assert "is protected" in complaint
         assert reason in complaint
         assert client.sh(f"usbip attach -r 10.55.0.1 -b {bus_id}").rc == 1
+    complaint = refused(client, "attach 2-3", 4)
+    assert "2-3 is protected: sdc is in use by something on this server" in complaint
+    assert client.sh("usbip attach -r 10.55.0.1 -b 2-3").rc == 1
     assert server.sh("echo 3 >/proc/sys/vm/drop_caches; cat /tmp/a/file /tmp/b/file").out == (
         "kept\nkept\n"
     )
-    wait_until_untouched(server, "/dev/sda", "/dev/sdb")
+    wait_until_untouched(server, "/dev/sda", "/dev/sdb", "/dev/sdc")
+    container.stop()
+    until(lambda: client.sh("usbip attach -r 10.55.0.1 -b 2-3").rc == 0)
 
 
-def test_a_disk_is_listed_as_protected_as_soon_as_it_is_mounted_and_no_longer(
+def test_a_device_is_listed_as_protected_as_soon_as_it_is_used_and_no_longer(
     vm: VM, disk: Path
 ) -> None:
     plug_disk(vm, disk)
@@ -192,3 +217,12 @@ def test_a_disk_is_listed_as_protected_as_soon_as_it_is_mounted_and_no_longer(
     assert re.search("SER-0001 +protected: sda is mounted at /tmp/a", run(vm, "list").ok().out)
     vm.sh("umount /tmp/a").ok()
     states.until_state("2-1", "available", 10)
+    vm.qmp.execute("netdev_add", type="hubport", id="adapter", hubid=9)
+    vm.usb_add("usb-net", "adapter", "3", netdev="adapter")
+    states.until_state("1-3", "available")
+    until(lambda: vm.sh("ip link set usb0 up && ip address add 10.56.0.1/24 dev usb0").rc == 0)
+    for bus_id, use, reason, end in USES:
+        vm.sh(use).ok()
+        assert states.until_state(bus_id, "protected", 10)["reason"] == reason
+        vm.sh(end).ok()
+        states.until_state(bus_id, "available", 10)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tests.kernel.guest import Guest, Result, Running
+from tests.kernel.guest import Guest, GuestError, Result, Running
 from tests.kernel.qmp import Qmp, QmpError
 
 MEMORY = 512  # MiB
@@ -26,6 +26,11 @@ HARDWARE = """
 -device virtio-net-pci,netdev=net,id=nic,romfile=
 """
 ALONE = "hubport,hubid=0"
+SYSTEMD = (
+    "init=/lib/systemd/systemd lab.disk=/dev/vdb lab.ip={ip} "
+    "systemd.hostname={name} systemd.machine_id={id}"
+)
+DISK_SIZE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,50 @@ class Images:
         """Say what to boot. A snapshot's memory is mapped, not read: that is what makes it fast."""
         saved = self.snapshot is not None
         memory = f"memory-backend-file,id=ram,size={MEMORY}M,share={'off' if saved else 'on'}"
+        place = f"mem-path={self.snapshot or self.folder / 'new'}/memory"
+        return self._boot(f"{memory},{place}", KERNEL_OPTIONS)
+
+    def _boot(self, memory: str, options: str) -> list[str]:
+        saved = self.snapshot is not None
         return [
             *("-m", str(MEMORY), "-machine", "q35,memory-backend=ram"),
-            *("-object", f"{memory},mem-path={self.snapshot or self.folder / 'new'}/memory"),
+            *("-object", memory),
             *("-kernel", f"{self.folder}/vmlinux", "-initrd", f"{self.folder}/initrd.cpio"),
-            *("-append", KERNEL_OPTIONS),
+            *("-append", options),
             *("-drive", f"if=none,id=root,file={self.folder}/root.sqfs,format=raw,readonly=on"),
             *("-device", "virtio-blk-pci,drive=root"),
             *(["-incoming", "defer"] if saved else []),
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installation(Images):
+    """What boots with systemd as pid 1, each time anew, from a disk that keeps its files."""
+
+    disk: Path
+    name: str
+    ip: str
+
+    def arguments(self) -> list[str]:
+        """Name the disk, and on the kernel's command line who this machine is."""
+        if not self.disk.exists():
+            make_file_system(self.disk)
+        who = SYSTEMD.format(ip=self.ip, name=self.name, id=machine_id(self.name))
+        return [
+            *self._boot(f"memory-backend-ram,id=ram,size={MEMORY}M", f"{KERNEL_OPTIONS} {who}"),
+            *("-drive", f"if=none,id=disk,file={self.disk},format=raw"),
+            *("-device", "virtio-blk-pci,drive=disk"),
+        ]
+
+
+def make_file_system(image: Path) -> None:
+    image.touch()
+    os.truncate(image, DISK_SIZE)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+
+
+def machine_id(name: str) -> str:
+    return uuid.uuid5(uuid.NAMESPACE_DNS, name).hex
 
 
 class VM:
@@ -88,13 +128,21 @@ class VM:
         self._stack.close()
 
     def reboot(self) -> None:
-        """Cut the power, start again. Its devices are still plugged in, its files are gone."""
+        """Cut the power, start again. Its devices are still plugged in, its files are gone.
+
+        An `Installation` has its files, and its devices before it boots.
+        """
         self.power_off()
         self.power_on()
-        for device in list(self._plugged.values()):
-            self._plug(**device)
         for path, archive in self._trees.items():
             self.guest.untar(path, archive)
+
+    def shut_down(self, timeout: float = 90) -> None:
+        """Have systemd end everything in order, and wait until the power is off."""
+        with contextlib.suppress(GuestError):  # it may be off before it has answered
+            self.sh("systemctl --no-block poweroff").ok()
+        self._process.wait(timeout)
+        self.power_off()
 
     def save(self, folder: Path) -> None:
         """Save the state of a machine that booted; its memory is in a file already."""
@@ -205,6 +253,8 @@ class VM:
         if snapshot := self._images.snapshot:
             self._migrate("migrate-incoming", f"exec:cat {shlex.quote(str(snapshot))}/state")
             self.qmp.execute("cont")  # it was saved while stopped
+        for device in list(self._plugged.values()):
+            self._plug(**device)
         self.guest = self._stack.enter_context(contextlib.closing(Guest(self._folder / "agent")))
         if snapshot:
             self._become()
@@ -220,7 +270,7 @@ class VM:
             mac=f"52:54:00:00:00:{int(self.ip.rpartition('.')[2]):02x}",
             time=time.time(),
             seed=b64encode(os.urandom(64)).decode(),
-            machine_id=uuid.uuid5(uuid.NAMESPACE_DNS, self.name).hex,
+            machine_id=machine_id(self.name),
             boot_id=str(uuid.uuid4()),
         )
 

@@ -14,6 +14,17 @@ from tests.network.namespaces import Process
 
 USB_REMOTE = (sys.executable, "-m", "usb_remote")
 READY = r"^usb-remote .* serves 3 devices as "
+TAKE_5353 = """
+import socket, threading
+taken = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
+taken[0].bind(("", 5353))
+if socket.has_dualstack_ipv6():
+    taken.append(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+    taken[1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    taken[1].bind(("::", 5353))
+print("taken")
+threading.Event().wait()
+"""
 
 Completed = subprocess.CompletedProcess[str]
 
@@ -82,3 +93,8 @@ def filter_ipv4(host: Host, rule: str) -> None:
     """One more rule for what arrives over IPv4."""
     chain = f"type filter hook input priority 0\n{rule}"
     host.run(["nft", "-f", "-"], stdin=f"table ip more {{\nchain input {{\n{chain}\n}}\n}}\n")
+
+
+def take_5353(host: Host) -> None:
+    """The port of mDNS belongs to another program."""
+    host.start([sys.executable, "-c", TAKE_5353]).wait_for("taken")

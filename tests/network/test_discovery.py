@@ -27,7 +27,7 @@ from tests.network.product import (
 
 ECHO = """
 import sys
-from usb_remote.model import BusId
+from usb_remote.values import BusId
 from usb_remote.virtual import echo, import_device
 handle = import_device(sys.argv[1], int(sys.argv[2]), BusId(sys.argv[3]))
 print(echo(handle, b"over the network").decode())

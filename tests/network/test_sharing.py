@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
+import pytest
 from tests.network.conftest import MakeNetwork
 from tests.network.product import READY, name, start_server, usb_remote
 
@@ -18,26 +20,28 @@ def rules(path: Path, *networks: str) -> None:
     path.write_text(json.dumps({"server": {"allow_from": networks}}))
 
 
+@pytest.mark.parametrize("kind", ["address", "address6"])
 def test_who_is_not_allowed_is_closed_before_a_byte_is_read(
-    network: MakeNetwork, tmp_path: Path
+    network: MakeNetwork, tmp_path: Path, kind: str
 ) -> None:
     server, friend, stranger = network(3)
+    address = getattr(server, kind)
     config = tmp_path / "server.config"
-    rules(config, f"{friend.address}/32")
+    rules(config, getattr(friend, kind))
     running = start_server(server, "--name", name(server), config=config)
     running.wait_for(READY, 20)
-    listing = ("--host", server.address)
+    listing = ("--host", address)
 
     assert usb_remote(friend, "list", *listing).returncode == 0
     refused = usb_remote(stranger, "list", *listing)
     assert refused.returncode == 6, refused
-    assert server.address in refused.stderr
+    assert address in refused.stderr
     for port in (5055, 3240):
-        asked = ["bash", "-c", ASK.format(address=server.address, port=port)]
+        asked = ["bash", "-c", ASK.format(address=address, port=port)]
         assert stranger.run(asked).stdout.strip() == "0"  # at once: nothing was awaited
-    stock = stranger.run(["usbip", "list", "-r", server.address], check=False)
+    stock = stranger.run(["usbip", "list", "-r", address], check=False)
     assert "usb-remote" not in stock.stdout
-    assert "1209:0001" in friend.run(["usbip", "list", "-r", server.address]).stdout
+    assert "1209:0001" in friend.run(["usbip", "list", "-r", address]).stdout
 
     rules(config, "10.0.0.0/33")
     os.kill(running.pid, signal.SIGHUP)
@@ -70,3 +74,74 @@ def test_a_watch_from_a_network_that_is_not_allowed_any_more_ends(
 
 WATCH = """exec 3<>/dev/tcp/{address}/5055
 echo '{{"v":1,"command":"watch"}}' >&3; cat <&3"""
+
+
+CLIENT = """
+import json, socket, struct, sys, time
+from usbip import protocol
+
+def attach():
+    with socket.create_connection((sys.argv[1], 5055)) as control:
+        who = {"user": "ann", "host": "pc", "client": "ann"}
+        request = {"v": 1, "command": "attach", "bus": "1-1", **who}
+        control.sendall(json.dumps(request).encode() + b"\\n")
+        reply = json.loads(control.makefile().readline())
+    if reply["status"] != "success":
+        return print("refused:", reply["message"])
+    session = socket.create_connection((sys.argv[1], 3240))
+    protocol.client_import(session, b"1-1")
+    print("attached")
+    return session
+
+session = attach()
+for line in sys.stdin:
+    if line == "attach\\n":
+        session = attach() or session
+    else:  # the socket goes at once; its reset gets lost
+        session.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        session.close()
+        time.sleep(1)  # no machine starts anew sooner
+        print("gone")
+"""
+
+
+def test_a_client_that_lost_power_gets_its_device_back_at_once_but_not_from_itself(
+    network: MakeNetwork,
+) -> None:
+    server, client = network(2)
+    start_server(server).wait_for(READY, 20)
+    program = client.start([sys.executable, "-c", CLIENT, server.address], stdin=True)
+    program.wait_for("^attached", 20)
+    program.write("attach")
+    program.wait_for("^refused: .* is in use by ann@pc", 10)
+
+    server.block("tcp", 3240)
+    program.write("lose power")
+    program.wait_for("^gone", 10)
+    server.unblock("tcp", 3240)
+    program.write("attach")
+    program.wait_for("^attached", 10)
+    told = usb_remote(server, "history", "--host", "127.0.0.1").stdout
+    assert told.count("client_lost") == 1, told
+
+
+def test_a_waiting_client_whose_machine_vanishes_loses_its_place(
+    network: MakeNetwork, tmp_path: Path
+) -> None:
+    """The cable is cut, so nothing says that it has gone."""
+    server, client = network(2)
+    start_server(server).wait_for(READY, 20)
+    holder = server.start([sys.executable, "-c", CLIENT, "127.0.0.1"], stdin=True)
+    holder.wait_for("^attached", 20)
+    watch = server.start(["bash", "-c", WATCH.format(address="127.0.0.1")])
+    watch.wait_for('"snapshot"', 10)
+    client.start(["bash", "-c", WAIT.format(address=server.address)]).wait_for('"queued"', 10)
+    watch.wait_for('"waiting":1', 10)
+
+    client.link_down()
+    watch.wait_for('"waiting":0', 30)  # a ping every 3 s, and TCP gives up after 10 s
+    assert "ann@pc" in usb_remote(server, "list", "--host", "127.0.0.1").stdout
+
+
+WAIT = """exec 3<>/dev/tcp/{address}/5055
+echo '{{"v":1,"command":"attach","bus":"1-1","wait":0,"client":"bob"}}' >&3; cat <&3"""

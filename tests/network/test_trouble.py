@@ -18,24 +18,13 @@ from tests.network.product import (
     name,
     names,
     start_servers,
+    take_5353,
     unprintable,
     usb_remote,
     warnings,
 )
 
 HERE = Path(__file__).parent
-
-TAKE_5353 = """
-import socket, threading
-taken = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM)]
-taken[0].bind(("", 5353))
-if socket.has_dualstack_ipv6():
-    taken.append(socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
-    taken[1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    taken[1].bind(("::", 5353))
-print("taken")
-threading.Event().wait()
-"""
 
 TIMEOUT = 1.0
 
@@ -118,10 +107,6 @@ def test_a_server_whose_mdns_port_is_taken_warns_and_serves(
     assert len(listed(usb_remote(client, "list", "--json", "--host", host.address))) == 1
     words = configured(tmp_path, host.address)
     assert names(usb_remote(client, *words, "list", "--json")) == [host.address]
-
-
-def take_5353(host: Host) -> None:
-    host.start([sys.executable, "-c", TAKE_5353]).wait_for("taken")
 
 
 def test_without_multicast_configured_servers_work(network: MakeNetwork, tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
-"""Every command with its options; what they do is in the other files of this folder."""
+"""Every command with its options; what they do is in the other files of this folder.
+
+The reference, the man page and the completions are made of this file: `make generate`.
+"""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +15,8 @@ import typer
 import typer.core
 
 from usb_remote import __version__
-from usb_remote.config import Config, load_in_force
+from usb_remote.config import Config
+from usb_remote.config_file import find_path, load_in_force
 from usb_remote.matching import Query
 
 app = typer.Typer(
@@ -26,6 +31,33 @@ config_app = typer.Typer(
     help="Show or change the configuration file.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(config_app, name="config")
+
+
+def obey() -> None:
+    """Do what the command line says, and exit.
+
+    Raises:
+        UsageError: it makes no sense.
+
+    """
+    try:
+        status = app(prog_name="usb-remote", standalone_mode=False)
+    except typer.TyperException as error:
+        raise _explained(error) from None
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _explained(error: typer.TyperException) -> BaseException:
+    """In our form; no arguments at all are no mistake, but a wish for help."""
+    from usb_remote.errors import UsageError
+
+    context = getattr(error, "ctx", None)
+    said = error.format_message().rstrip(".")
+    if context is not None and error.format_message() == context.get_help():
+        print(error.format_message(), file=sys.stderr)
+        return SystemExit(error.exit_code)
+    command = context.command_path if context is not None else "usb-remote"
+    return UsageError(said, hint=f"{command} --help")
 
 
 @dataclass
@@ -59,9 +91,10 @@ Host = Annotated[
     str | None, typer.Option("--host", "-H", help="Only this server: its name or address.")
 ]
 First = Annotated[bool, typer.Option("--first", "-f", help="Take the first of several matches.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON (docs/reference/json.md).")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Wait = Annotated[
-    float, typer.Option("--wait", min=0, help="Look for servers for at least this many seconds.")
+    float,
+    typer.Option("--wait", min=0, metavar="SECONDS", help="Look for servers for at least so long."),
 ]
 
 
@@ -95,7 +128,7 @@ def list_command(host: Host = None, json: Json = False, wait: Wait = 0) -> None:
     """List the USB devices of all servers."""
     from usb_remote.cli import finding
 
-    finding.list_devices(_options.loaded, host, wait, as_json=json)
+    finding.list_devices(_options.loaded, _options.config, host, wait, as_json=json)
 
 
 @app.command()
@@ -113,14 +146,29 @@ def find(
     from usb_remote.cli import finding
 
     query = _query(device, id, serial, desc, bus, host, first)
-    finding.find(_options.loaded, query, as_json=json)
+    finding.find(_options.loaded, _options.config, query, as_json=json)
 
 
 class _AttachCommand(typer.core.TyperCommand):
     """``--wait`` may stand alone: then it waits for as long as it takes."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, ["--wait=0" if a == "--wait" else a for a in args])
+        ours = self.count_ours(args)
+        words = ["--wait=0" if a == "--wait" else a for a in args[:ours]]
+        return super().parse_args(ctx, words + args[ours:])
+
+    def count_ours(self, args: list[str]) -> int:
+        return args.index("--") if "--" in args else len(args)
+
+
+class _RunCommand(_AttachCommand):
+    """What stands after the command is its own, also without ``--``."""
+
+    def count_ours(self, args: list[str]) -> int:
+        count = 0
+        while count < len(args) and args[count].startswith("-") and args[count] != "--":
+            count += 2 if args[count] == "--with" else 1
+        return count
 
 
 @app.command(cls=_AttachCommand)
@@ -143,13 +191,32 @@ def attach(
         typer.Option("--for", metavar="TIME", help="Give it back by itself after 90s, 30m, 2h …"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Take it from whoever has it.")] = False,
+    keep: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep/--once", help="Attach it again whenever it was away, or do so no more."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of its directory below /dev/usb-remote (with an agent).")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a device of a server appear on this machine."""
     from usb_remote.cli import attaching
 
     query = _query(device, id, serial, desc, bus, host, first)
-    attaching.attach(_options.loaded, query, wait, duration, force=force, as_json=json)
+    attaching.attach(
+        _options.loaded,
+        _options.config,
+        query,
+        wait,
+        duration,
+        force=force,
+        keep=keep,
+        name=name,
+        as_json=json,
+    )
 
 
 @app.command()
@@ -167,7 +234,44 @@ def detach(
     from usb_remote.cli import attaching
 
     query = _query(device, id, serial, desc, bus, host, first)
-    attaching.detach(_options.loaded, query, as_json=json)
+    attaching.detach(_options.loaded, _options.config, query, as_json=json)
+
+
+@app.command(cls=_RunCommand, context_settings={"allow_interspersed_args": False})
+def run(
+    devices: Annotated[
+        list[str], typer.Option("--with", metavar="DEVICE", help="As in attach; may be repeated.")
+    ],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- COMMAND …", help="What to run, and its arguments."),
+    ] = None,
+    wait: Annotated[
+        str | None,
+        typer.Option("--wait", metavar="[=TIME]", help="Wait until all are there and free."),
+    ] = None,
+    fail_on_loss: Annotated[
+        bool, typer.Option("--fail-on-loss", help="End with status 7 if a device was lost.")
+    ] = False,
+    notify: Annotated[
+        bool,
+        typer.Option("--notify", help="No command: tell systemd, and end when one is lost."),
+    ] = False,
+) -> None:
+    """Run a command with devices attached as long as it runs."""
+    from usb_remote.cli import running
+    from usb_remote.cli.attaching import parse_time
+
+    seconds = None if wait is None else parse_time("--wait", wait, least=0)
+    status = running.run(
+        _options.loaded,
+        _options.config,
+        devices,
+        running.checked(command or [], notify=notify),
+        seconds,
+        fail_on_loss=fail_on_loss,
+    )
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -252,11 +356,20 @@ def ports(json: Json = False) -> None:
 
 
 @app.command()
+def status(json: Json = False) -> None:
+    """Show what the agent of this machine keeps attached, and how that goes."""
+    from usb_remote.cli import wishing
+
+    wishing.show_status(_options.config, as_json=json)
+
+
+@app.command()
 def watch(host: Host = None, json: Json = False) -> None:
     """Show every plug, pull, attach and detach until Ctrl-C."""
     from usb_remote.cli import watching
 
-    watching.watch(_options.loaded, host, as_json=json or not sys.stdout.isatty())
+    as_json = json or not sys.stdout.isatty()
+    watching.watch(_options.loaded, _options.config, host, as_json=as_json)
 
 
 @app.command()
@@ -264,24 +377,38 @@ def info(host: Host = None, json: Json = False, wait: Wait = 0) -> None:
     """Show the servers: name, version, addresses, ports."""
     from usb_remote.cli import finding
 
-    finding.info(_options.loaded, host, wait, as_json=json)
+    finding.info(_options.loaded, _options.config, host, wait, as_json=json)
 
 
 @app.command()
 def server(
     virtual: Annotated[
-        bool, typer.Option("--virtual", help="Share three devices that are programs.")
+        bool,
+        typer.Option(
+            "--virtual", help="Share three devices that are programs; needs no USB, no root."
+        ),
     ] = False,
-    name: Annotated[str | None, typer.Option(help="What clients call this server.")] = None,
-    listen: Annotated[list[str] | None, typer.Option(help="Address to listen on.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call this server; default the host name.")
+    ] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS", help="IP address to listen on; may be repeated; default all."
+        ),
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="TCP port of the control protocol.")
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="TCP port of the control protocol, 5055; 0 takes a free one."
+        ),
     ] = None,
     usbip_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="TCP port for USB/IP.")
+        int | None,
+        typer.Option(min=0, max=65535, help="TCP port for USB/IP, 3240; 0 takes a free one."),
     ] = None,
     advertise: Annotated[
-        bool | None, typer.Option("--advertise/--no-advertise", help="Announce by mDNS.")
+        bool | None, typer.Option("--advertise/--no-advertise", help="Announce it by mDNS, or not.")
     ] = None,
 ) -> None:
     """Share the USB devices of this machine."""
@@ -297,6 +424,74 @@ def server(
     }
     given = {key: value for key, value in chosen.items() if value is not None}
     serving.serve(lambda: overridden(_options.loaded.server, given), virtual=virtual)
+
+
+class _Service(StrEnum):
+    server = "server"
+    agent = "agent"
+
+
+OfUser = Annotated[bool, typer.Option("--user", help="For this user, not for the machine.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+
+
+@app.command("install-service")
+def install_service(
+    service: Annotated[_Service, typer.Argument(help="What to run at boot.")],
+    user: OfUser = False,
+    dry_run: DryRun = False,
+    start: Annotated[
+        bool, typer.Option("--start/--no-start", help="Start it now, or only at the next boot.")
+    ] = True,
+) -> None:
+    """Run the server, or the agent, at each boot of this machine (systemd)."""
+    from usb_remote.cli import installing
+    from usb_remote.services import Kind
+
+    kind = Kind(service.value)
+    installing.install(kind, _options.config, user=user, dry_run=dry_run, start=start)
+
+
+@app.command("uninstall-service")
+def uninstall_service(
+    service: Annotated[_Service, typer.Argument(help="As it was installed.")],
+    user: OfUser = False,
+    dry_run: DryRun = False,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Forget names, history and group, too.")
+    ] = False,
+) -> None:
+    """Undo install-service."""
+    from usb_remote.cli import installing
+    from usb_remote.services import Kind
+
+    kind = Kind(service.value)
+    installing.uninstall(kind, user=user, dry_run=dry_run, purge=purge)
+
+
+@app.command()
+def agent() -> None:
+    """Keep devices attached to this machine, for all its users."""
+    from usb_remote.cli import residing
+
+    residing.serve(lambda: _options.loaded, find_path(_options.config))
+
+
+@app.command()
+def doctor(
+    role: Annotated[
+        str | None,
+        typer.Argument(metavar="[server|client]", help="What to examine; default what it is."),
+    ] = None,
+    host: Host = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Mend what is safe, after asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Find out what is wrong with this machine, or on the way to a server."""
+    from usb_remote.cli import doctoring
+
+    doctoring.examine(_options.config, role, host, fix=fix, yes=yes, as_json=json)
 
 
 @app.command()
@@ -316,11 +511,11 @@ def config_show(json: Json = False) -> None:
 
 
 @config_app.command("path")
-def config_path() -> None:
+def config_path(json: Json = False) -> None:
     """Show which file is in force, and where files are looked for."""
     from usb_remote.cli import configuring
 
-    configuring.show_path(_options.config)
+    configuring.show_path(_options.config, as_json=json)
 
 
 @config_app.command("add-server")

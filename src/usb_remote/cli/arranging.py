@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from usb_remote import errors
-from usb_remote.cli import output, wiring
+from usb_remote import errors, wiring
+from usb_remote.cli import output
 from usb_remote.config import Config
 from usb_remote.events import Event, about
 from usb_remote.finder import Failure
 from usb_remote.matching import Query
 from usb_remote.model import Server
-from usb_remote.protocol import HistoryRequest, parse_history
+from usb_remote.protocol import HistoryRequest
+from usb_remote.replies import parse_history
 
 
 def release(config: Config, query: Query, message: str | None, *, as_json: bool) -> None:
@@ -54,7 +55,7 @@ def history(config: Config, word: str | None, host: str | None, *, as_json: bool
         return
     for server, events in found:
         for event in events:
-            print(f"{output.local_time(event.at)}  {server.name}/{event.bus_id}  {event}")
+            print(output.describe_event(server, event))
     for failure in failures:
         output.warn(failure.error.message)
     if not failures and not any(events for _, events in found):
@@ -78,7 +79,8 @@ async def _histories(
         try:
             async with await connect(listing.server, config.timeout) as connection:
                 reply = await connection.request(HistoryRequest())
-            found.append((listing.server, about(parse_history(reply.data), word)))
+            events = about(parse_history(reply.data), word, listing.snapshot.devices)
+            found.append((listing.server, events))
         except errors.UsbRemoteError as error:
             failures.append(Failure(listing.server, error))
     return found, failures

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from usb_remote.cli import table
 from usb_remote.errors import UsbRemoteError
-from usb_remote.model import Attachment, Device, Holder, Listing, Match, Server, State
+from usb_remote.model import Attachment, Device, Listing, Match, Server
 
 if TYPE_CHECKING:
+    from usb_remote.agent_protocol import AgentEvent
+    from usb_remote.events import Event
     from usb_remote.finder import Failure
+    from usb_remote.replies import WatchEvent
 
 SCHEMA = 1
 """Version of what ``--json`` prints (docs/reference/json.md)."""
@@ -27,8 +31,9 @@ def log_to_stderr(*, verbose: bool = False, progress: bool = False) -> None:
     handler.setFormatter(_Form(form))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    # what zeroconf logs as an error it also raises, and mdns/ says it in our words
-    logging.getLogger("zeroconf").setLevel(logging.DEBUG if verbose else logging.CRITICAL)
+    # what zeroconf logs as an error it also raises, and mdns/ says it in our words; and its
+    # debugging is of bytes in packets
+    logging.getLogger("zeroconf").setLevel(logging.WARNING if verbose else logging.CRITICAL)
 
 
 class _Form(logging.Formatter):
@@ -56,6 +61,17 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def next_step(command: str, what: str = "") -> None:
+    """What mostly comes next, for somebody at a terminal."""
+    if sys.stderr.isatty():
+        note(f"next: sudo usb-remote {command}{what}")
+
+
+def handle(server: str, device: Device) -> str:
+    """A word of the command line that means this device and no other."""
+    return shlex.quote(f"{server}/{device.name or device.bus_id}")
+
+
 def print_json(**content: Any) -> None:
     """One object on one line, flushed, so that a reader of a pipe has it now."""
     print(json.dumps({"schema": SCHEMA, **content}, ensure_ascii=False), flush=True)
@@ -79,17 +95,18 @@ def failure_json(failure: Failure) -> dict[str, object]:
 
 def print_listing(listing: Listing) -> None:
     """A server and its devices, one a line, in columns."""
-    print(describe_server(listing.server))
-    for line in device_lines(listing.snapshot.devices) or ["  no devices"]:
+    for line in listing_lines(listing):
         print(line)
     sys.stdout.flush()
 
 
+def listing_lines(listing: Listing) -> list[str]:
+    devices = [device.model_dump(mode="json") for device in listing.snapshot.devices]
+    return list(table.listing_lines(server_json(listing.server), devices))
+
+
 def describe_server(server: Server) -> str:
-    global_first = sorted(server.addresses, key=lambda address: address.startswith("fe80:"))
-    where = global_first[0] if global_first else "?"
-    version = f"usb-remote {server.version}" if server.version else "usb-remote 2.x"
-    return f"{server.name} ({where}, {version})"
+    return table.server_line(server_json(server))
 
 
 def describe_device(match: Match) -> str:
@@ -99,29 +116,8 @@ def describe_device(match: Match) -> str:
     return f"{server.name}/{device.bus_id} {name}{device.description}"
 
 
-def device_lines(devices: Iterable[Device]) -> list[str]:
-    rows = [(d.bus_id, d.label, describe_state(d), d.description) for d in devices]
-    return [f"  {row}" for row in columns(rows)]
-
-
-def describe_state(device: Device) -> str:
-    """available, in use by ann@pc since 10:02, or protected with its reason."""
-    if device.state is State.IN_USE and device.holder:
-        since = f" since {_local(device.holder.since)}" if device.holder.since else ""
-        return ", ".join([f"in use by {device.holder}{since}", *_facts(device, device.holder)])
-    if device.state is State.PROTECTED:
-        return f"protected: {device.reason}"
-    return device.state.value
-
-
-def _facts(device: Device, holder: Holder) -> Iterator[str]:
-    if holder.until:
-        yield f"until {_local(holder.until)}" + (" (soon)" if holder.ends_soon else "")
-    if device.waiting:
-        yield f"{device.waiting} waiting"
-    if holder.asked:
-        message = f": {holder.asked.message}" if holder.asked.message else ""
-        yield f"wanted by {holder.asked.by}{message}"
+def describe_event(server: Server, event: Event) -> str:
+    return f"{local_time(event.at)}  {server.name}/{event.bus_id}  {event}"
 
 
 def local_time(moment: datetime) -> str:
@@ -129,19 +125,11 @@ def local_time(moment: datetime) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _local(moment: datetime) -> str:
-    here = moment.astimezone()
-    same_day = here.date() == datetime.now().astimezone().date()
-    return here.strftime("%H:%M" if same_day else "%Y-%m-%d %H:%M")
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as aligned text, two spaces between columns, the last one ragged."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+def print_place(event: WatchEvent | AgentEvent) -> None:
+    """Where somebody who waits is in the queue."""
+    if event.event == "queued":
+        holder = f"in use by {event.holder}" if event.holder else "being handed over"
+        note(f"{holder}; your place in the queue: {event.place}")
 
 
 def describe_attachment(attachment: Attachment) -> str:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from stat import S_ISCHR, S_ISFIFO
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usb_remote import (
     __version__,
@@ -25,22 +24,25 @@ from usb_remote import (
     identity,
     lease,
     leases,
+    notify,
     protocol,
+    replies,
     server,
     sharing,
     state,
+    survivors,
 )
-from usb_remote.cli import output
-from usb_remote.config import ServerConfig
+from usb_remote.cli import output, reloading, table
+from usb_remote.cli.reloading import LoadConfig
+from usb_remote.config import ServerConfig, server_name
+from usb_remote.control import Limits, is_used_up, limits_within
 from usb_remote.mdns import advertise
-from usb_remote.rules import Networks
+from usb_remote.model import Device, State
 
 if TYPE_CHECKING:
-    from usb_remote.virtual import VirtualDevices
+    from usb_remote.protection import Guard
 
 log = logging.getLogger(__name__)
-
-LoadConfig = Callable[[], ServerConfig]
 
 
 def serve(load: LoadConfig, *, virtual: bool) -> None:
@@ -60,12 +62,25 @@ def _allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
+def _limits() -> Limits:
+    """What fits into the files that this process may open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limits_within(soft)
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """That nothing can be accepted asyncio would tell with a thousand tracebacks a second."""
+    if not is_used_up(context.get("exception")):
+        loop.default_exception_handler(context)
+
+
 async def _serve_kernel(config: ServerConfig, load: LoadConfig) -> None:
     from usb_remote import protection, usbip_host
     from usb_remote.udev.devices import Devices
     from usb_remote.udev.monitor import USED, Monitor
 
-    host = usbip_host.Host()
+    guard = protection.Guard()
+    host = usbip_host.Host(guard=guard)
     await host.load()
     try:
         host.check()
@@ -74,16 +89,17 @@ async def _serve_kernel(config: ServerConfig, load: LoadConfig) -> None:
         log.info("hint: %s", error.hint)
         log.info("hint: to try usb-remote without any of this: usb-remote server --virtual")
     devices = Devices(protection.Protection())
-    monitor = Monitor("usb", "block", files=USED)
-    await _run(config, load, Bus(devices, host, monitor), _salt(config))
+    monitor = Monitor("usb", "block", files=USED, routes=True)
+    await _run(config, load, Bus(devices, host, monitor, guard, outlives=True), _salt(config))
 
 
 async def _serve_virtual(config: ServerConfig, load: LoadConfig) -> None:
+    from usb_remote.cli import plugging
     from usb_remote.virtual import KINDS, VirtualDevices
 
     devices = VirtualDevices(*KINDS)
     try:
-        with _commands(devices):
+        with plugging.commands(devices):
             bus = Bus(devices, devices, devices)
             await _run(config, load, bus, f"virtual{_salt(config)}")
     finally:
@@ -98,51 +114,114 @@ def _salt(config: ServerConfig) -> str:
 
 
 class Bus(NamedTuple):
-    """Where devices come from, what exports them, and what says that they may have changed."""
+    """Where devices come from, what exports them, and what says that they may have changed.
+
+    Attributes:
+        guard: keeps the host from what it must not take; None if there is nothing like that.
+        outlives: whether sessions go on without this process.
+
+    """
 
     source: sharing.DeviceSource
     host: lease.ExportHost
     wakeup: server.Wakeup
+    guard: Guard | None = None
+    outlives: bool = False
 
 
 async def _run(config: ServerConfig, load: LoadConfig, bus: Bus, salt: str) -> None:
     stopped = asyncio.Event()
+    service = notify.Service()
     addresses = _listenable(config.listen)
     kept = _state(config, salt)
-    info = protocol.Info(
-        id=identity.server_id(salt), name=config.name or identity.host_name(), version=__version__
-    )
+    name = server_name(config.name or identity.host_name())
+    info = replies.Info(id=identity.server_id(salt), name=name, version=__version__)
     async with contextlib.AsyncExitStack() as stack:
         hook = hooks.Hook(config.on_event, info.name)
         stack.push_async_callback(hook.stop)
         past = history.History(state.StateFile(kept and kept / "history.jsonl"))
         past.on_event = hook
-        past.close_open_sessions(datetime.now(UTC))
         stack.callback(past.flush)
         names = sharing.NameBook(state.StateFile(kept and kept / "names.jsonl"))
         shared = sharing.SharedDevices(bus.source, names)
-        held = leases.Leases(shared, bus.host, past)
+        if bus.guard is not None:
+            bus.guard.gives_away = shared.gives_away
+        held = leases.Leases(shared, bus.host, past, plugged=bus.source)
+        held.keeper = survivors.Keeper(service) if bus.outlives else None
         stack.push_async_callback(held.stop)
         export = exporter.Exporter(shared, held)
         stack.push_async_callback(export.stop)
         info = info.model_copy(update={"usbip_port": config.usbip_port})
-        control = server.ControlServer(shared, bus.wakeup, held, past, info)
-        policy = _Policy(load, shared, held, export, control, hook)
+        control = server.ControlServer(shared, bus.wakeup, held, past, info, _limits())
+        asyncio.get_running_loop().set_exception_handler(_on_loop_error)
+        policy = reloading.Policy(load, shared, held, export, control, hook, service, stopped)
         policy.apply(config)
-        _on_signals(stopped, policy)
-        await export.start(addresses, config.usbip_port)
-        await held.start()
+        reloading.obey_signals(policy)
+        with _blaming(config.usbip_port):
+            export.bind(addresses, config.usbip_port)
+        await go_on(held, past, shared, bus.host)
+        export.start()
         control.info = info.model_copy(update={"usbip_port": export.port})
         held.on_change = control.holders_changed
         stack.push_async_callback(control.stop)
-        await control.start(addresses, config.port)
+        with _blaming(config.port):
+            await control.start(addresses, config.port)
         if config.advertise:
             advertiser = advertise.Advertiser(control.info, control.port, config.listen)
             stack.push_async_callback(advertiser.stop)
             await advertiser.start()
-        _say_ready(control.info, control)
+        service.ready(_say_ready(control.info, control))
         await stopped.wait()
-        log.info("stopping: clients are dropped, devices go back to their own drivers")
+        held.leaves = bus.outlives and await survivors.is_restart()
+        service.stopping()
+        end = "clients are dropped, devices go back to their own drivers"
+        log.info("restarting: sessions go on meanwhile" if held.leaves else f"stopping: {end}")
+
+
+@contextlib.contextmanager
+def _blaming(port: int) -> Iterator[None]:
+    """If a port is taken, say by whom, and the command that ends just that."""
+    try:
+        yield
+    except errors.SystemFault as error:
+        is_taken = getattr(error.__cause__, "errno", None) == errno.EADDRINUSE
+        if is_taken and (better := _with_holder(error, port)):
+            raise better from error
+        raise
+
+
+def _with_holder(error: errors.SystemFault, port: int) -> errors.SystemFault | None:
+    from usb_remote.doctor import ports
+    from usb_remote.doctor.machine import Machine
+
+    taken = ports.holders(Machine(), "tcp", port)
+    if not taken:  # it has just ended
+        return None
+    mend, _ = ports.freeing(taken, port)
+    return errors.SystemFault(f"{error.message} by {taken}", hint=f"type: {mend}")
+
+
+async def go_on(
+    held: leases.Leases,
+    past: history.History,
+    shared: sharing.SharedDevices,
+    host: lease.ExportHost,
+) -> None:
+    """Go on where the server before has left off, as far as that is possible."""
+    going_on: list[survivors.Survivor] = []
+    if held.keeper is not None:
+        sessions, devices = past.open_sessions(), _all_devices(shared)
+        going_on = held.keeper.survivors(sessions, devices, host.list_bound())
+    past.close_open_sessions(datetime.now(UTC), {one.device.id for one in going_on})
+    await held.start(going_on)
+    await held.enforce()
+
+
+def _all_devices(shared: sharing.SharedDevices) -> list[Device]:
+    """Also what a new rule hides: its session has to go on in order to end as forbidden."""
+    hidden = {device.bus_id: device for device in shared.source.list_devices()}
+    shown = {device.bus_id: device for device in shared.list_devices()}
+    return list((hidden | shown).values())
 
 
 def _state(config: ServerConfig, salt: str) -> Path | None:
@@ -152,120 +231,29 @@ def _state(config: ServerConfig, salt: str) -> Path | None:
     return state.directory() / salt if config.port else None
 
 
-@dataclass
-class _Policy:
-    """What the configuration says of sharing, and who has to know of it."""
-
-    load: LoadConfig
-    shared: sharing.SharedDevices
-    held: leases.Leases
-    export: exporter.Exporter
-    control: server.ControlServer
-    hook: hooks.Hook
-    config: ServerConfig | None = None
-
-    def apply(self, config: ServerConfig) -> None:
-        allowed = Networks(config.allow_from)
-        self.shared.configure(config.share, config.names)
-        self.held.takeover = config.takeover == "allow"
-        self.export.allowed = self.control.allowed = allowed
-        self.hook.command = config.on_event
-        self.config = config
-
-    async def reload(self) -> None:
-        """Take a new configuration if it is right; end what it forbids."""
-        try:
-            config = self.load()
-        except errors.UsbRemoteError as error:
-            log.error("the configuration stays as it was: %s", error)
-            if error.hint:
-                log.info("hint: %s", error.hint)
-            return
-        self._warn_of_fixed(config)
-        self.apply(config)
-        self.control.refresh_by_new_rules()
-        self.control.close_forbidden()
-        await self.held.enforce(lambda address: address in self.control.allowed)
-        log.info("the configuration was loaded again")
-
-    def _warn_of_fixed(self, config: ServerConfig) -> None:
-        fixed = ("listen", "port", "usbip_port", "name", "advertise", "state_dir")
-        changed = [key for key in fixed if getattr(config, key) != getattr(self.config, key)]
-        if changed:
-            log.warning("server.%s: that takes a restart", ", server.".join(changed))
-
-
-def _say_ready(info: protocol.Info, control: server.ControlServer) -> None:
+def _say_ready(info: replies.Info, control: server.ControlServer) -> str:
+    """Say it to people, and return what to say to systemd."""
     count = len(control.snapshot.devices)
-    log.info(
-        "usb-remote %s serves %d device%s as %s on ports %d (control) and %d (USB/IP)",
-        info.version, count, "" if count == 1 else "s", info.name, control.port, info.usbip_port,
-    )  # fmt: skip
+    ports = f"on ports {control.port} (control) and {info.usbip_port} (USB/IP)"
+    devices = f"{count} device{'' if count == 1 else 's'}"
+    log.info("usb-remote %s serves %s as %s %s", info.version, devices, info.name, ports)
+    if sys.stderr.isatty():
+        _show(info.name, control.snapshot.devices)
+    return f"serves as {info.name} {ports}"
 
 
-def _on_signals(stopped: asyncio.Event, policy: _Policy) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    reloading: set[asyncio.Task[None]] = set()
-
-    on_terminal = os.isatty(0)
-
-    def reload() -> None:
-        if on_terminal and _is_terminal_gone():
-            stopped.set()
-            return
-        task = loop.create_task(policy.reload())
-        reloading.add(task)
-        task.add_done_callback(reloading.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
-
-
-def _is_terminal_gone() -> bool:
-    """Whether our terminal was closed: then SIGHUP means what it has always meant."""
-    try:
-        os.tcgetpgrp(0)
-    except OSError:
-        return True
-    return False
+def _show(name: str, devices: Sequence[Device]) -> None:
+    """For somebody at a terminal: what there is, and what to type where it is wanted."""
+    for line in table.device_lines([d.model_dump(mode="json") for d in devices]):
+        log.info("%s", line)
+    free = [device for device in devices if device.state is State.AVAILABLE]
+    command = (
+        f"sudo usb-remote attach {output.handle(name, free[0])}" if free else "usb-remote list"
+    )
+    log.info("next, where you want them: %s (this runs until Ctrl-C)", command)
 
 
 def _listenable(addresses: list[str]) -> list[str]:
     """Leave ``::`` out on a machine without IPv6."""
     has_ipv6 = Path("/proc/net/if_inet6").exists()
     return [a for a in addresses if has_ipv6 or ":" not in a]
-
-
-# -- plugging virtual devices by hand -----------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _commands(devices: VirtualDevices) -> Iterator[None]:
-    """Obey ``plug KIND`` and ``pull KIND`` from a terminal or a pipe on stdin."""
-    loop = asyncio.get_running_loop()
-    mode = os.fstat(sys.stdin.fileno()).st_mode if sys.stdin else 0
-    usable = S_ISFIFO(mode) or (S_ISCHR(mode) and os.isatty(sys.stdin.fileno()))
-    if usable:
-        log.info("type `pull KIND` or `plug KIND` and Enter; kinds: %s", ", ".join(devices.kinds))
-        loop.add_reader(sys.stdin.fileno(), _obey, devices)
-    try:
-        yield
-    finally:
-        if usable:
-            loop.remove_reader(sys.stdin.fileno())
-
-
-def _obey(devices: VirtualDevices) -> None:
-    data = os.read(sys.stdin.fileno(), 4096)
-    if not data:
-        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-    for line in data.decode(errors="replace").splitlines():
-        verb, _, kind = line.strip().partition(" ")
-        actions = {"plug": devices.plug, "pull": devices.pull}
-        try:
-            if verb not in actions:
-                raise errors.UsageError(f"{verb!r} is neither plug nor pull")
-            actions[verb](kind.strip())
-        except errors.UsageError as error:
-            log.warning("%s", error)

@@ -11,13 +11,19 @@ from zeroconf import Error, ServiceInfo
 from zeroconf.asyncio import AsyncZeroconf
 
 from usb_remote.mdns import TYPE, ways
-from usb_remote.model import clean
-from usb_remote.protocol import VERSION, Info
+from usb_remote.protocol import VERSION
+from usb_remote.replies import Info
 
 log = logging.getLogger(__name__)
 
 ADDRESS_SETTLE = 0.3
 """Seconds after an address change until the next look: addresses come in bunches."""
+
+
+MAX_LABEL = 63
+"""Bytes of one part of a name (RFC 1035, 2.3.4)."""
+MAX_STRING = 255
+"""Bytes of one string of a TXT record (RFC 6763, 6.1)."""
 
 
 class Advertiser:
@@ -62,8 +68,8 @@ class Advertiser:
     async def _announce(self) -> None:
         interfaces = self._interfaces()
         self._bound = {i.address: i.number for i in ways.one_of_each(interfaces)}
-        self._service = self._made_service([i.address for i in interfaces])
         try:
+            self._service = self._made_service([i.address for i in interfaces])
             self._zeroconf = AsyncZeroconf(interfaces=list(self._bound) or [ways.LOOPBACK])
             await self._zeroconf.async_register_service(self._service, cooperating_responders=True)
         except (OSError, Error, RuntimeError) as error:
@@ -89,7 +95,7 @@ class Advertiser:
 
     def _made_service(self, addresses: list[str]) -> ServiceInfo:
         """The instance name is unique by construction, so that probing can be skipped."""
-        label = f"{clean(self._info.name, 50)}-{self._info.id[:4]}"
+        label = f"{_cut(self._info.name, MAX_LABEL - 5)}-{self._info.id[:4]}"
         host = "".join(c if c.isalnum() and c.isascii() else "-" for c in label)
         return ServiceInfo(
             TYPE,
@@ -101,7 +107,7 @@ class Advertiser:
                 "txtvers": "1",
                 "proto": str(VERSION),
                 "id": self._info.id,
-                "name": self._info.name,
+                "name": _cut(self._info.name, MAX_STRING - len("name=")),
                 "version": self._info.version,
                 "usbip": str(self._info.usbip_port),
             },
@@ -150,3 +156,8 @@ class Advertiser:
             log.warning("mDNS on a changed network: %s; trying again", error)
             self._bound = {}
             self._on_change()
+
+
+def _cut(text: str, size: int) -> str:
+    """The beginning, at most so many bytes, no half characters."""
+    return text.encode()[:size].decode(errors="ignore").strip()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 
 from zeroconf import (
@@ -21,7 +21,8 @@ from zeroconf import (
 )
 
 from usb_remote.mdns import TYPE, ways
-from usb_remote.model import Server, clean
+from usb_remote.model import Server
+from usb_remote.values import clean
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ LEAST, QUIET = 0.25, 0.1
 """A browse ends after 250 ms, when nothing has come for 100 ms; without loss gaps are 24 ms."""
 LONGEST = 3.0
 """A browse ends after 3 s all the same: a neighbour that changes for ever is not waited for."""
-BROWSE_INTERVALS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+BROWSE_INTERVALS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds between the browses of an endless one; announcements are heard in between."""
 MAX_SERVERS = 1024
 """Most servers that one browse believes in."""
@@ -43,18 +44,21 @@ MAX_ADDRESSES = 64
 """Most addresses of one server."""
 
 
-async def browse(wait: float = 0, *, loopback: bool = False) -> AsyncIterator[Server]:
+async def browse(
+    wait: float = 0, *, loopback: bool = False, again: bool = False
+) -> AsyncIterator[Server]:
     """Ask once who is there; each server is yielded the moment its records are in.
 
     Args:
         wait: seconds to look at least; 0 means as long as it takes.
         loopback: ask only on this machine, not on any network.
+        again: yield a server each time that it is heard, not only when it is new or has changed.
 
     Raises:
         OSError: no question could be asked at all.
 
     """
-    async with _asking(loopback) as (heard, ask):
+    async with _asking(loopback, again) as (heard, ask):
         loop = asyncio.get_running_loop()
         start = last = loop.time()
         shots = list(SHOTS)
@@ -77,18 +81,15 @@ async def browse(wait: float = 0, *, loopback: bool = False) -> AsyncIterator[Se
 
 
 async def browse_for_ever() -> AsyncIterator[Server]:
-    """Servers as they come and change, for ever; asks again less and less often.
+    """Servers as they come, change or announce themselves again, for ever.
 
-    Without multicast there is one warning, and the wait goes on.
+    We ask less and less often. Without multicast there is one warning, and the wait goes on.
     """
-    known: dict[str | None, set[str]] = {}
     warned = False
     for interval in _intervals():
         try:
-            async for server in browse(interval):
-                if known.get(server.id) != set(server.addresses):
-                    known[server.id] = set(server.addresses)
-                    yield server
+            async for server in browse(interval, again=True):
+                yield server
         except OSError as error:
             log.log(logging.DEBUG if warned else logging.WARNING, "no mDNS: %s", error)
             warned = True
@@ -104,7 +105,8 @@ def _intervals() -> Iterator[float]:
 class _Heard:
     """What the answers say, record by record, until a server is complete."""
 
-    def __init__(self) -> None:
+    def __init__(self, again: bool = False) -> None:
+        self._again = again
         self._pointers: dict[str, DNSPointer] = {}
         self._services: dict[str, DNSService] = {}
         self._texts: dict[str, DNSText] = {}
@@ -157,6 +159,8 @@ class _Heard:
             self._told.pop(pointer.alias_key, None)
         elif len(self._pointers) < MAX_SERVERS:
             self._pointers.setdefault(pointer.alias_key, pointer)
+            if self._again:
+                self._told.pop(pointer.alias_key, None)
 
     def _tell(self, name: str, sender: str) -> None:
         service, text = self._services.get(name), self._texts.get(name)
@@ -167,7 +171,8 @@ class _Heard:
         told = self._told.get(name)
         if told is None or set(told.addresses) != set(server.addresses):
             self._told[name] = server
-            self._servers.put_nowait(server)
+            if self._servers.qsize() < MAX_SERVERS:
+                self._servers.put_nowait(server)
 
 
 def _server(
@@ -175,16 +180,21 @@ def _server(
 ) -> Server:
     """What the records say; a peer's TXT is untrusted, a wrong number is a missing one."""
     values = _txt(text.text)
-    usbip_port = values.get("usbip", "")
     first = [a for a in addresses if a.partition("%")[0] == sender.partition("%")[0]]
     return Server(
         id=values.get("id") or None,
         name=values.get("name") or name.removesuffix("." + TYPE),
         addresses=tuple(dict.fromkeys((*first, *addresses))),
         port=service.port,
-        usbip_port=int(usbip_port) if usbip_port.isdecimal() and len(usbip_port) < 6 else 3240,
+        usbip_port=_port(values.get("usbip", "")) or 3240,
         version=values.get("version"),
     )
+
+
+def _port(text: str) -> int:
+    """A TCP port, 0 for anything else."""
+    number = int(text) if text.isdecimal() and len(text) < 6 else 0
+    return number if number < 1 << 16 else 0
 
 
 def _txt(data: bytes) -> dict[str, str]:
@@ -220,10 +230,10 @@ class _Ear(asyncio.DatagramProtocol):
 
 
 @contextlib.asynccontextmanager
-async def _asking(loopback: bool) -> AsyncIterator[tuple[_Heard, _Ask]]:
+async def _asking(loopback: bool, again: bool) -> AsyncIterator[tuple[_Heard, _Ask]]:
     """What is heard, and a function that asks everywhere."""
     loop = asyncio.get_running_loop()
-    heard = _Heard()
+    heard = _Heard(again)
     asking: list[tuple[asyncio.DatagramTransport, ways.Target]] = []
     async with contextlib.AsyncExitStack() as stack:
         here = [] if loopback else ways.list_interfaces(loopback=True)
@@ -238,7 +248,7 @@ async def _asking(loopback: bool) -> AsyncIterator[tuple[_Heard, _Ask]]:
             raise OSError("no network interface to ask on")
 
         def ask(known: list[DNSPointer]) -> None:
-            packet = _question(known)
+            packet = question(known)
             for transport, target in asking:
                 transport.sendto(packet, target)
 
@@ -246,7 +256,7 @@ async def _asking(loopback: bool) -> AsyncIterator[tuple[_Heard, _Ask]]:
     await asyncio.sleep(0)  # so that the sockets are closed before the loop may be
 
 
-def _question(known: list[DNSPointer]) -> bytes:
+def question(known: Sequence[DNSPointer] = ()) -> bytes:
     """Who offers our service? Answer straight to me (the QU bit)."""
     out = DNSOutgoing(0)
     out.add_question(DNSQuestion(TYPE, PTR, IN | QU))

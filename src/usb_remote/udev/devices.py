@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import pyudev
 
-from usb_remote.model import BusId, Device, State, with_ids
+from usb_remote.model import Device, State, with_ids
 from usb_remote.udev.monitor import context
 from usb_remote.usbip_wire import SPEEDS, Record, interfaces_of
+from usb_remote.values import BusId
 
 SYSFS = Path("/sys")
 HUB_CLASS = "09"
@@ -68,11 +69,27 @@ class Devices:
             )
         return self._listed
 
+    def find(self, bus_id: BusId) -> Device | None:
+        """One device as it is now; if nothing of it has changed, the very same as was listed."""
+        found = self._listed if self._is_as_listed(bus_id) else self.list_devices()
+        return next((device for device in found if device.bus_id == bus_id), None)
+
+    def _is_as_listed(self, bus_id: BusId) -> bool:
+        """Whether it is the same device, and as free; a fifth of the work of a listing."""
+        with contextlib.suppress(OSError):
+            path = self._path(bus_id)
+            known = self._known.get(path)
+            reasons = self._protected_by([Path(path)])
+            was = self._made_of[1].get(Path(path))
+            return (
+                known is not None and self._look(path) is known and reasons.get(Path(path)) == was
+            )
+        return False
+
     def record(self, bus_id: BusId) -> Record | None:
         """What the USB/IP handshake says of a device; None if it is not there (any more)."""
-        path = self._root / bus_id
         try:
-            return _read_record(str(path.resolve(strict=True)), bus_id)
+            return _read_record(self._path(bus_id), bus_id)
         except (OSError, ValueError):
             return None
 
@@ -83,8 +100,11 @@ class Devices:
         for name in names:
             if "-" in name and ":" not in name:
                 with contextlib.suppress(OSError):  # pulled since then; the others are there
-                    link = os.readlink(f"{self._root}/{name}")
-                    yield os.path.normpath(os.path.join(self._root, link))
+                    yield self._path(name)
+
+    def _path(self, name: str) -> str:
+        link = os.readlink(f"{self._root}/{name}")
+        return os.path.normpath(os.path.join(self._root, link))
 
     def _look(self, path: str) -> _Known:
         """What is there; a device that we know is not read again, for nothing of it can change.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from math import inf
 from typing import NamedTuple
@@ -121,6 +122,18 @@ def _is_initialized(path: str) -> bool:
         return False
     initialized: bool = device.is_initialized
     return initialized
+
+
+def list_parts(bus_id: str) -> list[tuple[str, str]]:
+    """Subsystem and node of each part of a local USB device, in the order of its interfaces."""
+    parts = [part for part in _below(_path(bus_id)) if part.node and part.subsystem != "bsg"]
+    ordered = sorted(parts, key=lambda part: [_natural(p) for p in part.path.split("/")])
+    return [(part.subsystem, part.node) for part in ordered if part.node]
+
+
+def _natural(name: str) -> tuple[tuple[int, str], ...]:
+    """So that ``1-1:1.10`` comes after ``1-1:1.9``."""
+    return tuple((int(n or 0), text) for n, text in re.findall(r"(\d+)|(\D+)", name))
 
 
 def list_nodes(bus_id: str) -> tuple[str, ...]:

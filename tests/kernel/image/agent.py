@@ -6,8 +6,11 @@
 {"op": "signal", "id", "target", "number"} -> {"id", "rc": 0}
 {"op": "put", "id", "path", "b64", "mode"}, {"op": "untar", "id", "path", "b64"} -> {"id", "rc": 0}
 {"op": "become", "id", "name", "ip", "mac", and what is fresh: see there} -> {"id", "rc": 0}
+{"op": "warm", "id"} -> {"id", "rc": 0}: from now on `usb-remote` starts by forkserver.py
 A failure in here answers {"id", "rc": "agent-error", "err"}. At the start: {"id": 0, "rc": 0}.
 """
+
+from __future__ import annotations
 
 import base64
 import ctypes
@@ -16,9 +19,13 @@ import io
 import json
 import os
 import pwd
+import queue
+import re
+import shlex
 import signal
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -29,6 +36,10 @@ from typing import IO, Any
 RNDRESEEDCRNG = 0x5207
 MS_BIND = 0x1000
 LIBC = ctypes.CDLL(None, use_errno=True)
+FORK_SERVER = "/sbin/labforkserver"
+PROGRAM = Path("/opt/usb-remote/usb_remote")
+PLAIN = re.compile(r"(?:exec )?usb-remote(?: [^|&;<>()$`\\*?\[\]{}~#!\n]*)?")
+"""A command of ours that a shell would do nothing to but split it into words."""
 
 
 def main() -> None:
@@ -48,7 +59,9 @@ class Agent:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.sending = threading.Lock()
-        self.started: dict[int, subprocess.Popen[bytes]] = {}
+        self.started: dict[int, Process] = {}
+        self.starting = threading.Condition()
+        self.fork_server: ForkServer | None = None
 
     def serve(self) -> None:
         self.send(id=0, rc=0)
@@ -85,15 +98,21 @@ class Agent:
         with temporary() as given, temporary() as out, temporary() as err:
             given.write(stdin.encode())
             given.seek(0)
-            rc = wait(spawn(cmd, stdin=given, stdout=out, stderr=err, **who), timeout)
+            process = self.spawn(cmd, given.fileno(), out.fileno(), err.fileno(), **who)
+            rc = wait(process, timeout)
             taken = time.monotonic() - start
             return {"rc": rc, "out": content(out), "err": content(err), "time": taken}
 
     def do_start(self, ident: int, cmd: str, **who: Any) -> dict[str, Any]:
-        pipe = subprocess.PIPE
-        process = spawn(cmd, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, **who)
-        self.started[ident] = process
-        streams = {"out": process.stdout, "err": process.stderr}
+        (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+        with Path(os.devnull).open() as nothing:
+            process = self.spawn(cmd, nothing.fileno(), out_end, err_end, **who)
+        with self.starting:
+            self.started[ident] = process
+            self.starting.notify_all()
+        for end in (out_end, err_end):
+            os.close(end)
+        streams = {"out": os.fdopen(out, "rb"), "err": os.fdopen(err, "rb")}
         threads = [threading.Thread(target=self.stream, args=(ident, *s)) for s in streams.items()]
         for thread in threads:
             thread.start()
@@ -102,15 +121,43 @@ class Agent:
             thread.join(1)  # a child of its own may keep a pipe open
         return {"rc": rc}
 
+    def spawn(
+        self, cmd: str, stdin: int, stdout: int, stderr: int, env: dict[str, str], user: str
+    ) -> Process:
+        """Run a shell command as somebody, at home, in a process group of its own."""
+        who = pwd.getpwnam(user)
+        env = {**os.environ, "HOME": who.pw_dir, "USER": who.pw_name, **env}
+        if self.fork_server and PLAIN.fullmatch(cmd) and PROGRAM.exists():
+            argv = shlex.split(cmd.removeprefix("exec "))[1:]
+            order = {"argv": argv, "uid": who.pw_uid, "gid": who.pw_gid}
+            return self.fork_server.start([stdin, stdout, stderr], env=env, cwd=who.pw_dir, **order)
+        return subprocess.Popen(
+            ["/bin/sh", "-c", cmd],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+            user=who.pw_uid,
+            group=who.pw_gid,
+            extra_groups=[],
+            env=env,
+            cwd=who.pw_dir,
+        )
+
     def stream(self, ident: int, name: str, pipe: IO[bytes]) -> None:
         with pipe:
             for line in pipe:
                 self.send(id=ident, stream=name, line=line.decode("utf8", "replace").rstrip("\n"))
 
     def do_signal(self, ident: int, target: int, number: int) -> None:
-        process = self.started[target]
+        with self.starting:  # the order to start it may have come just now
+            self.starting.wait_for(lambda: target in self.started, 30)
+            process = self.started[target]
         if process.returncode is None:
             os.killpg(process.pid, number)
+
+    def do_warm(self, ident: int) -> None:
+        self.fork_server = ForkServer()
 
     def do_put(self, ident: int, path: str, b64: str, mode: int) -> None:
         file = Path(path)
@@ -135,31 +182,58 @@ class Agent:
         set_address(ip, mac)
 
 
-def spawn(
-    cmd: str,
-    stdin: IO[bytes] | int,
-    stdout: IO[bytes] | int,
-    stderr: IO[bytes] | int,
-    env: dict[str, str],
-    user: str,
-) -> subprocess.Popen[bytes]:
-    """Run a shell command as somebody, at home, in a process group of its own."""
-    who = pwd.getpwnam(user)
-    return subprocess.Popen(
-        ["/bin/sh", "-c", cmd],
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        env={**os.environ, "HOME": who.pw_dir, "USER": who.pw_name, **env},
-        cwd=who.pw_dir,
-        start_new_session=True,
-        user=who.pw_uid,
-        group=who.pw_gid,
-        extra_groups=[],
-    )
+class ForkServer:
+    """Our end of forkserver.py."""
+
+    def __init__(self) -> None:
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.asking = threading.Lock()
+        self.begun: queue.Queue[Forked] = queue.Queue()
+        room = " " * 500  # for the command lines of those to come
+        command = [sys.executable, FORK_SERVER, str(theirs.fileno()), room]
+        with theirs:
+            subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        threading.Thread(target=self.listen, daemon=True).start()
+        self.begun.get(timeout=60)
+
+    def listen(self) -> None:
+        running: dict[int, Forked] = {}
+        while data := self.channel.recv(1 << 16):
+            message = json.loads(data)
+            if "rc" in message:
+                running.pop(message["pid"]).end(message["rc"])
+            else:
+                process = running[message["pid"]] = Forked(message["pid"])
+                self.begun.put(process)
+
+    def start(self, files: list[int], **order: Any) -> Forked:
+        with self.asking:
+            socket.send_fds(self.channel, [json.dumps(order).encode()], files)
+            return self.begun.get(timeout=60)
 
 
-def wait(process: subprocess.Popen[bytes], timeout: float) -> int | str:
+class Forked:
+    """A process of the fork server's, as subprocess.Popen has them."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.ended = threading.Event()
+
+    def end(self, rc: int) -> None:
+        self.returncode = rc
+        self.ended.set()
+
+    def wait(self, timeout: float | None = None) -> int:
+        if not self.ended.wait(timeout) or self.returncode is None:
+            raise subprocess.TimeoutExpired("usb-remote", timeout or 0)
+        return self.returncode
+
+
+Process = subprocess.Popen[bytes] | Forked
+
+
+def wait(process: Process, timeout: float) -> int | str:
     """Return the exit status; kill what takes too long, and give up on what cannot be killed."""
     try:
         return process.wait(timeout)

@@ -1,0 +1,112 @@
+"""What systemd hears, on a real datagram socket in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commands import COMMAND
+from usb_remote import notify
+
+Listener = tuple[socket.socket, str]
+
+
+@pytest.fixture(params=["a file", "an abstract name"])
+def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Listener]:
+    """Its end of the socket, and the address as NOTIFY_SOCKET says it."""
+    place = str(tmp_path / "notify")
+    address = place if request.param == "a file" else f"@usb-remote-{os.getpid()}-{place}"[:100]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address if address == place else f"\0{address[1:]}")
+        listener.settimeout(5)
+        yield listener, address
+
+
+def heard(systemd: Listener) -> list[str]:
+    return systemd[0].recv(4096).decode().split("\n")
+
+
+def test_ready_says_what_it_does(systemd: Listener) -> None:
+    notify.Service({notify.SOCKET: systemd[1]}).ready("serves 3 devices")
+    assert heard(systemd) == ["READY=1", "STATUS=serves 3 devices"]
+
+
+def test_a_reload_begins_at_a_time_and_ends_with_ready(systemd: Listener) -> None:
+    service = notify.Service({notify.SOCKET: systemd[1]})
+    before = time.monotonic_ns() // 1000
+    service.reloading()
+    word, when = heard(systemd)
+    assert word == "RELOADING=1"
+    assert before <= int(when.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+    service.ready()
+    assert heard(systemd) == ["READY=1"]
+
+
+async def test_the_watchdog_hears_from_the_event_loop_until_it_stops(systemd: Listener) -> None:
+    service = notify.Service({notify.SOCKET: systemd[1], notify.WATCHDOG: "40000"})
+    start = time.monotonic()
+    service.ready()
+    assert heard(systemd) == ["READY=1"]
+    for _ in range(3):
+        assert await asyncio.to_thread(heard, systemd) == ["WATCHDOG=1"]
+    assert time.monotonic() - start >= 0.04  # at once, then each half of 40 ms
+    service.stopping()
+    while (word := heard(systemd)) == ["WATCHDOG=1"]:
+        pass
+    assert word == ["STOPPING=1"]
+    systemd[0].settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        heard(systemd)
+
+
+async def test_a_watchdog_of_another_process_is_none_of_ours(systemd: Listener) -> None:
+    environment = {notify.SOCKET: systemd[1], notify.WATCHDOG: "1000", notify.WATCHDOG_PID: "1"}
+    notify.Service(environment).ready()
+    assert heard(systemd) == ["READY=1"]
+    await asyncio.sleep(0.02)
+    systemd[0].setblocking(False)
+    with pytest.raises(BlockingIOError):
+        heard(systemd)
+
+
+def test_programs_that_we_start_do_not_speak_for_us() -> None:
+    environment = {notify.SOCKET: "/nowhere", notify.WATCHDOG: "1", notify.WATCHDOG_PID: "1"}
+    notify.Service(environment)
+    assert environment == {}
+
+
+def test_where_nobody_listens_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    notify.Service({}).ready("x")
+    assert not caplog.messages
+    notify.Service({notify.SOCKET: "/nowhere/notify"}).ready("x")
+    assert "systemd does not hear READY=1" in caplog.text
+
+
+def test_a_server_is_ready_when_its_ports_are_open_and_tells_of_its_end(
+    systemd: Listener, tmp_path: Path
+) -> None:
+    state = {"STATE_DIRECTORY": str(tmp_path), "NOTIFY_SOCKET": systemd[1]}
+    server = subprocess.Popen(
+        [*COMMAND, "server", "--virtual", "--no-advertise",
+         "--listen", "127.0.0.1", "--port", "0", "--usbip-port", "0", "--name", "bench"],
+        stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **state},
+    )  # fmt: skip
+    with server:
+        systemd[0].settimeout(30)
+        ready, status = heard(systemd)
+        assert (ready, status[:24]) == ("READY=1", "STATUS=serves as bench o")
+        port = int(status.split()[5])
+        socket.create_connection(("127.0.0.1", port), 5).close()
+        server.send_signal(1)
+        assert heard(systemd)[0] == "RELOADING=1"
+        assert heard(systemd) == ["READY=1"]
+        server.terminate()
+        assert heard(systemd) == ["STOPPING=1"]
+    assert server.returncode == 0

@@ -1,0 +1,16 @@
+"""Waiting in tests: for a condition, never for a fixed time.
+
+What belongs here: what waits for anything of this process. Machines have kernel.lab.until.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+async def eventually(condition: object, timeout: float = 5.0) -> None:
+    """Wait until something that has no event of its own becomes true."""
+    assert callable(condition)
+    async with asyncio.timeout(timeout):
+        while not condition():  # noqa: ASYNC110 - the point of this function
+            await asyncio.sleep(0.005)
