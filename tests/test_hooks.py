@@ -120,8 +120,8 @@ async def test_a_command_that_hangs_is_killed_with_its_children(
     run: Run, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     script = f"echo $$ > {tmp_path}/1; sleep 99 & echo $! > {tmp_path}/2; wait"
-    assert await run("sh", "-c", script, limit=0.3) < 3
-    assert "took over 0.3 s: killed" in caplog.text
+    assert await run("sh", "-c", script, limit=2) < 30
+    assert "took over 2 s: killed" in caplog.text
     for name in ("1", "2"):
         pid = int((tmp_path / name).read_text())
         await eventually(lambda pid=pid: not is_running(pid))
@@ -130,15 +130,15 @@ async def test_a_command_that_hangs_is_killed_with_its_children(
 async def test_what_a_command_said_before_it_hung_is_in_the_log(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await run("sh", "-c", "echo cannot reach the wiki; sleep 99", limit=0.5)
+    await run("sh", "-c", "echo cannot reach the wiki; sleep 99", limit=2)
     assert caplog.messages == [
-        "on_event: cannot reach the wiki", "on_event for ended took over 0.5 s: killed",
+        "on_event: cannot reach the wiki", "on_event for ended took over 2 s: killed",
     ]  # fmt: skip
 
 
 async def test_children_that_stay_behind_are_killed_too(run: Run, tmp_path: Path) -> None:
     script = f"sleep 99 >/dev/null 2>&1 & echo $! > {tmp_path}/1"
-    assert await run("sh", "-c", script) < 3
+    assert await run("sh", "-c", script) < 30
     pid = int((tmp_path / "1").read_text())
     await eventually(lambda: not is_running(pid))
 
@@ -147,14 +147,14 @@ async def test_a_daemon_that_keeps_the_output_open_delays_nothing_beyond_the_lim
     run: Run,
 ) -> None:
     """It has a session of its own, so nothing can know that it belongs to the command."""
-    assert await run("setsid", "--fork", "sleep", "4", limit=0.3) < 2
+    assert await run("setsid", "--fork", "sleep", "60", limit=0.3) < 30
 
 
 async def test_a_gigabyte_of_output_costs_little(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert await run("head", "-c", "1000000000", "/dev/zero") < 10
+    assert await run("head", "-c", "1000000000", "/dev/zero", limit=60) < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
     assert sum(map(len, caplog.messages)) < 2 * hooks.MAX_OUTPUT
 
@@ -220,7 +220,7 @@ async def test_nobody_waits_for_it() -> None:
             bench.devices.plug("disk")
             bench.control.refresh()
         assert len(bench.history.events) == 20
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 30  # no 99 s
         await hook.stop()
 
 

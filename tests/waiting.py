@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 
-async def eventually(condition: object, timeout: float = 5.0) -> None:
+async def eventually(condition: object, timeout: float = 30.0) -> None:
     """Wait until something that has no event of its own becomes true."""
     assert callable(condition)
     async with asyncio.timeout(timeout):

@@ -58,7 +58,7 @@ class Running:
         """Standard error up to now."""
         return self._text("err")
 
-    def lines(self, timeout: float = 30) -> Iterator[str]:
+    def lines(self, timeout: float = 120) -> Iterator[str]:
         """Yield the lines of standard output, from the first on, until the program ends."""
         for number in itertools.count():
             self._wait(partial(self._reaches, number), timeout)
@@ -68,14 +68,14 @@ class Running:
             if stream == "out":
                 yield line
 
-    def wait_for(self, pattern: str, timeout: float = 30) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = 120) -> re.Match[str]:
         """Find the next matching line of either stream; what it passes is not looked at again."""
         found = self._wait(lambda: self._find(pattern) or self.rc is not None, timeout, pattern)
         if isinstance(found, re.Match):
             return found
         raise GuestError(self._tell(f"ended ({self.rc}) without {pattern!r}"))
 
-    def wait(self, timeout: float = 30) -> int | str:
+    def wait(self, timeout: float = 120) -> int | str:
         """Return the exit status once it has ended."""
         self._wait(lambda: self.rc is not None, timeout)
         assert self.rc is not None
@@ -85,7 +85,7 @@ class Running:
         """Send a signal to its process group."""
         self._guest.call("signal", target=self._ident, number=number)
 
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 30) -> int | str:
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 120) -> int | str:
         """Send a signal and return the exit status; kill what does not end in time, and raise."""
         self.send_signal(number)
         try:
@@ -145,7 +145,7 @@ class Guest:
     def run(
         self,
         cmd: str,
-        timeout: float = 60,
+        timeout: float = 120,
         *,
         stdin: str = "",
         env: dict[str, str] | None = None,
@@ -175,7 +175,7 @@ class Guest:
         """Unpack a tar archive into a folder."""
         self.call("untar", path=path, b64=base64.b64encode(archive).decode())
 
-    def call(self, op: str, patience: float = 60, **arguments: Any) -> Message:
+    def call(self, op: str, patience: float = 120, **arguments: Any) -> Message:
         """Send one request, return its one answer."""
         ident, answers = next(self._idents), queue.Queue[Message]()
         self._receivers[ident] = answers.put

@@ -65,7 +65,7 @@ def obstacle() -> str | None:
     return None
 
 
-def until(condition: Callable[[], T], timeout: float = 30) -> T:
+def until(condition: Callable[[], T], timeout: float = 120) -> T:
     """Poll until it is true, and return it."""
     deadline = time.monotonic() + timeout
     while not (result := condition()):

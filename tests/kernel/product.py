@@ -11,8 +11,8 @@ from tests.kernel.guest import GuestError, Result, Running
 from tests.kernel.lab import until
 from tests.kernel.vm import VM
 
-SLOW = 90.0
-"""Seconds that a command may take: it needs 1 to 8 where everything is emulated."""
+SLOW = 120.0
+"""Seconds that a command may take: 1 to 8 where everything is emulated, on a busy machine 30."""
 ON_CONTROL_PORT = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055; cat >&3; head -n 1 <&3'"
 FOLLOW = """exec bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055; echo "$LINE" >&3; exec cat <&3'"""
 CONFIG = "/etc/usb-remote/usb-remote.config"
@@ -36,7 +36,7 @@ class Watch:
         self.program = program
         self.latest: Devices | None = None
 
-    def until(self, condition: Callable[[Devices], object], timeout: float = 30) -> Devices:
+    def until(self, condition: Callable[[Devices], object], timeout: float = SLOW) -> Devices:
         """Read on until a snapshot, as bus id -> device, is like that."""
         while self.latest is None or not condition(self.latest):
             event = json.loads(self.program.wait_for(r'"event": ?"snapshot"', timeout).string)
@@ -44,7 +44,7 @@ class Watch:
             self.latest = {device["bus_id"]: device for device in found}
         return self.latest
 
-    def until_state(self, bus_id: str, state: str | None, timeout: float = 30) -> dict[str, Any]:
+    def until_state(self, bus_id: str, state: str | None, timeout: float = SLOW) -> dict[str, Any]:
         """Read on until that device is in that state, None meaning that it is not there."""
         now = self.until(lambda now: now.get(bus_id, {}).get("state") == state, timeout)
         return now.get(bus_id, {})
@@ -197,7 +197,7 @@ def wish(client: VM, name: str) -> dict[str, Any]:
     return found[0] if found else {}
 
 
-def until_wish(client: VM, name: str, stage: str, timeout: float = 60) -> dict[str, Any]:
+def until_wish(client: VM, name: str, stage: str, timeout: float = SLOW) -> dict[str, Any]:
     """Wait until a wish is at that stage."""
     until(lambda: wish(client, name).get("stage") == stage, timeout)
     return wish(client, name)

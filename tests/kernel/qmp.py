@@ -28,13 +28,13 @@ class Qmp:
                 self._channel.send({"execute": command, "arguments": arguments})
             except OSError as error:
                 raise QmpError(f"QEMU is gone: {error}") from error
-            answer = self._answers.get(timeout=60)
+            answer = self._answers.get(timeout=120)
         if "error" in answer:
             raise QmpError(f"{command}: {answer['error']['desc']}")
         return answer["return"]
 
     def wait_event(
-        self, wanted: Callable[[Message], bool], since: int = 0, timeout: float = 10
+        self, wanted: Callable[[Message], bool], since: int = 0, timeout: float = 60
     ) -> Message:
         """Return the first event that is wanted, skipping the first `since` ones ever received."""
 

@@ -137,7 +137,7 @@ class VM:
         for path, archive in self._trees.items():
             self.guest.untar(path, archive)
 
-    def shut_down(self, timeout: float = 90) -> None:
+    def shut_down(self, timeout: float = 180) -> None:
         """Have systemd end everything in order, and wait until the power is off."""
         with contextlib.suppress(GuestError):  # it may be off before it has answered
             self.sh("systemctl --no-block poweroff").ok()
@@ -159,7 +159,7 @@ class VM:
     def sh(
         self,
         cmd: str,
-        timeout: float = 60,
+        timeout: float = 120,
         *,
         stdin: str = "",
         env: dict[str, str] | None = None,

@@ -73,7 +73,7 @@ class Namespaces:
         assert self._holder.stdin
         assert self._holder.stdout
         self._holder.stdin.close()
-        self._holder.wait(10)
+        self._holder.wait(60)
         self._holder.stdout.close()
 
     @property
@@ -90,7 +90,7 @@ class Namespaces:
         self,
         argv: Argv,
         *,
-        timeout: float = 30,
+        timeout: float = 120,
         env: Mapping[str, str] | None = None,
         check: bool = True,
         stdin: str = "",
@@ -162,7 +162,7 @@ class Process:
         with self._changed:
             return [line for name, line in self._lines if stream in (name, "both")]
 
-    def wait_for(self, regex: str, timeout: float = 10) -> re.Match[str]:
+    def wait_for(self, regex: str, timeout: float = 60) -> re.Match[str]:
         """The next line that matches, after the one that the last call returned."""
         with self._changed:
             self._changed.wait_for(lambda: self._find(regex) or not self._open, timeout)
@@ -171,7 +171,7 @@ class Process:
                 return match
         raise AssertionError(f"no line matches {regex!r} in\n{self._transcript()}")
 
-    def wait(self, timeout: float = 10) -> int:
+    def wait(self, timeout: float = 60) -> int:
         """Its exit status, when it ends by itself; then lines() is complete."""
         try:
             status = self._popen.wait(timeout)
@@ -192,7 +192,7 @@ class Process:
         """Send it a signal."""
         self._popen.send_signal(number)
 
-    def stop(self, timeout: float = 10) -> int:
+    def stop(self, timeout: float = 60) -> int:
         """SIGTERM, then its exit status; SIGKILL only if it does not end."""
         self._popen.terminate()
         try:

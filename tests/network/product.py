@@ -33,7 +33,7 @@ def start_servers(*hosts: Host, named: bool = True) -> list[Process]:
     """Servers with three devices each, called host1, host2 … by --name or by their host name."""
     servers = [start_server(host, *(("--name", name(host)) if named else ())) for host in hosts]
     for server in servers:
-        server.wait_for(READY, 20)
+        server.wait_for(READY)
     return servers
 
 

@@ -26,7 +26,7 @@ from tests.network.product import (
 )
 
 PYTHON = Path(sys.executable).name
-LONGEST = 6.0
+LONGEST = 15.0
 """Seconds that it may take on a busy machine; about 4 where packets are dropped."""
 NEEDS_A_KERNEL = {"client-module", "server-module", "vhci-ports"}
 """Namespaces have no kernel of their own; these are proved in tests/kernel."""
@@ -240,7 +240,7 @@ def test_a_client_that_the_server_does_not_let_in(network: MakeNetwork, tmp_path
     host, client = network(2)
     config = tmp_path / "server.config"
     config.write_text(json.dumps({"server": {"allow_from": ["127.0.0.0/8"]}}))
-    start_server(host, "--name", name(host), config=config).wait_for(READY, 20)
+    start_server(host, "--name", name(host), config=config).wait_for(READY)
 
     found = doctor(client)
 
@@ -451,7 +451,7 @@ def test_avahi_beside_it_is_named_and_no_fault(network: MakeNetwork) -> None:
     avahi = ["avahi-daemon", "--no-drop-root", "--no-chroot", "--no-rlimits", "--debug"]
     client.run(["sh", "-c", "printf '[server]\\nenable-dbus=no\\n' >/run/avahi.conf"])
     daemon = client.start([*avahi, "--file=/run/avahi.conf"])
-    daemon.wait_for("Server startup complete", 20)
+    daemon.wait_for("Server startup complete")
 
     found = doctor(client)
 
@@ -467,7 +467,7 @@ def test_avahi_that_wants_the_port_for_itself(network: MakeNetwork) -> None:
     options = "enable-dbus=no\\ndisallow-other-stacks=yes"
     client.run(["sh", "-c", f"printf '[server]\\n{options}\\n' >/run/avahi.conf"])
     avahi = ["avahi-daemon", "--no-drop-root", "--no-chroot", "--no-rlimits", "--debug"]
-    client.start([*avahi, "--file=/run/avahi.conf"]).wait_for("Server startup complete", 20)
+    client.start([*avahi, "--file=/run/avahi.conf"]).wait_for("Server startup complete")
 
     found = doctor(client)
 

@@ -42,9 +42,9 @@ def test_a_dead_server_costs_one_warning_and_no_more_than_the_time_out(
     dead = [silent.address, unplugged.address, refusing.address]
     start = time.monotonic()
 
-    found = usb_remote(client, *configured(tmp_path, *dead, timeout=TIMEOUT), "list", "--json")
+    found = usb_remote(client, *configured(tmp_path, *dead, timeout=4), "list", "--json")
 
-    assert time.monotonic() - start < TIMEOUT + 3
+    assert time.monotonic() - start < 4 + 7  # one after the other they would take 12
     assert names(found) == [name(host)]
     assert sorted(warning.split()[1].rstrip(":") for warning in warnings(found)) == dead
     failures = json.loads(found.stdout)["failures"]

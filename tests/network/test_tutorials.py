@@ -84,7 +84,7 @@ class Reader:
             words = on_terminal(f"exec {step.command}")
             self._running = host.start(words, env=self._environment, stdin=True)
             for line in step.output:
-                self._running.wait_for(pattern(line), 20)
+                self._running.wait_for(pattern(line))
         else:
             self._run(step)
 
