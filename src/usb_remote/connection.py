@@ -157,7 +157,7 @@ class Connection(_Lines):
             raise errors.Refused(f"{self.server.name} is usb-remote 2.x and cannot do that")
         legacy = await connect(self.server, self._timeout, only=self.address)
         async with legacy:
-            line = await legacy._ask(protocol_2x.request_line(request))
+            line = await legacy._ask(protocol_2x.request_line(request), protocol.time_for(request))
             return self.understood(replies.parse_reply, line)
 
     async def _answer(self, request: protocol.Request, tell: Tell) -> bytes:

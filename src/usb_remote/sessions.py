@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import select
 import socket
@@ -75,8 +76,9 @@ def observe(connection: socket.socket, ports: Ports, *, asked: bool = False) -> 
     ``asked`` if the peer was probed, see :func:`is_alive`: then its reset says that it knows
     nothing of it. The error that would tell may have been taken by whoever has the bytes.
     """
-    if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-        return End.PEER_LOST
+    if error := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        # EPIPE: it had closed its side before its reset (net/ipv4/tcp_input.c, tcp_reset)
+        return End.BY_PEER if error == errno.EPIPE else End.PEER_LOST
     state, silent = _state(connection)
     if state in {_CLOSE_WAIT, _LAST_ACK}:
         return End.BY_PEER

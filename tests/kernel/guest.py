@@ -203,7 +203,8 @@ class Guest:
         if message["id"] == 0:
             self._ready.set()
         elif "line" in message:
-            self._receivers[message["id"]](message)
+            if receiver := self._receivers.get(message["id"]):
+                receiver(message)
         elif receiver := self._receivers.pop(message["id"], None):
             receiver(message)
 

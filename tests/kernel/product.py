@@ -191,6 +191,11 @@ def ask_agent(client: VM, command: str, **keys: Any) -> Any:
     return reply["data"]
 
 
+def is_resident(client: VM) -> bool:
+    """Whether the agent answers: it was started, and listens by now."""
+    return client.sh(ASK_AGENT, SLOW, stdin=line("status") + "\n").rc == 0
+
+
 def wish(client: VM, name: str) -> dict[str, Any]:
     """How a wish of the agent's goes; empty if there is none of that name."""
     found = [status for status in ask_agent(client, "status") if status["name"] == name]

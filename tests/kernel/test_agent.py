@@ -58,13 +58,14 @@ def test_members_of_the_group_need_no_root_and_a_replug_changes_no_path(
     assert links(client)["server-1-2/tty0"].startswith("/dev/ttyUSB")
 
     server.usb_del("stick")
-    agent.wait_for("lost SER-0001 .*unplugged", 30)
+    agent.wait_for("lost SER-0001 .*unplugged")
     until(lambda: not any(link.startswith("SER-0001/") for link in links(client)))
     plug_disk(server, disk)
     until_wish(client, "SER-0001", "attached")
     alice(client, READ.format(DISK)).ok()
 
     server.usb_del("stick")
+    agent.wait_for("lost SER-0001 .*unplugged")
     plug_disk(server, disk, port="3")  # by serial number wherever it is
     until_wish(client, "SER-0001", "attached")
     alice(client, READ.format(DISK)).ok()
@@ -138,6 +139,7 @@ def test_a_killed_agent_takes_up_what_is_attached_and_a_cut_cable_mends_itself(
     until(lambda: sorted(sessions(server)) == ["2-1"])
     until(lambda: len(ports_in_use(client)) == 1)
 
+    client.sh(READ.format(DISK)).ok()  # or the silence would have begun before the cut
     with unplugged(server, 4):
         pass
     client.sh(READ.format(DISK)).ok()
@@ -167,7 +169,7 @@ def test_a_board_is_kept_by_its_place_while_firmware_changes_what_it_is(
     server, client = pair
     flash(server, "1209:0001")
     serve(server)
-    (place,) = devices(server)
+    (place,) = until(lambda: devices(server))
     access = "group: dialout, mode: '0640'"
     reside(client, f"attach: [{{server: server, port: '{place}', name: board, {access}}}]\n")
     first = until_wish(client, "board", "attached")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tests.kernel.lab import until
 from tests.kernel.product import (
+    CONFIG,
     SLOW,
     attach,
     devices,
@@ -57,7 +58,7 @@ def serve_as_2x(server: VM, disk: Path) -> None:
 def test_a_2x_server_with_stock_usbipd_serves_our_client(pair: tuple[VM, VM], disk: Path) -> None:
     server, client = pair
     serve_as_2x(server, disk)
-    run(client, "config add-server 10.55.0.1").ok()
+    client.put(CONFIG, "servers: [10.55.0.1]\ntimeout: 60\n")  # 2.x needs 3 s for an attach
     found = run(client, "find --serial SER-0001").ok().out
     assert found.startswith("10.55.0.1 (10.55.0.1, usb-remote 2.x)"), found
     assert "QEMU USB HARDDRIVE" in found
@@ -75,7 +76,7 @@ def test_a_device_of_a_2x_server_has_a_label_and_is_not_attached_twice(
 ) -> None:
     server, client = pair
     serve_as_2x(server, disk)
-    run(client, "config add-server 10.55.0.1").ok()
+    client.put(CONFIG, "servers: [10.55.0.1]\ntimeout: 60\n")  # 2.x needs 3 s for an attach
     _, nodes = attach(client, "2-1")
     again = run(client, "attach 2-1").ok().out
     assert "already attached" in again

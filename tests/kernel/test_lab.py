@@ -75,8 +75,7 @@ def test_a_reboot_keeps_devices_and_name_but_not_files(pair: tuple[VM, VM], disk
 
 def test_lines_arrive_while_a_program_runs(vm: VM) -> None:
     program = vm.start(f"trap 'echo bye; exit 3' INT; echo one; echo two >&2; {FOREVER}")
-    program.wait_for("one")
-    program.wait_for("two")
+    until(lambda: (program.output, program.errors) == ("one\n", "two\n"))
     assert program.rc is None
     assert program.stop(signal.SIGINT) == 3
     assert list(program.lines()) == ["one", "bye"]
@@ -96,7 +95,7 @@ def test_a_command_has_a_user_an_input_and_a_limit(vm: VM) -> None:
 def test_waiting_ends_when_the_machine_does(vm: VM) -> None:
     program = vm.start("sleep 100")
     vm.power_off()
-    assert program.wait(5) == "agent-error"
+    assert program.wait() == "agent-error"
     with pytest.raises(GuestError, match="gone"):
         vm.sh("true")
 

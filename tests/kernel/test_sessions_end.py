@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.kernel.lab import until
 from tests.kernel.product import (
+    SLOW,
     attach,
     plug_disk,
     plug_serial,
@@ -80,13 +81,13 @@ def test_a_cable_cut_for_4_s_ends_nothing_and_for_15_s_frees_the_device(
     attach(client, "2-1")
     states = watch_port(server)
     states.until_state("2-1", "in_use")
-    before = len(states.program.output)
+    before = len(states.program.output.replace(PING, ""))
 
     client.set_link(False)
     reading = client.start(READ)
     time.sleep(4)  # this is the test, not a wait for something
     client.set_link(True)
-    assert reading.wait(60) == 0
+    assert reading.wait() == 0
     assert len(states.program.output.replace(PING, "")) == before
 
     client.set_link(False)
@@ -96,7 +97,7 @@ def test_a_cable_cut_for_4_s_ends_nothing_and_for_15_s_frees_the_device(
     client.set_link(True)
     start = time.monotonic()
     assert "detached: server/2-1" in run(client, "detach SER-0001").ok().out
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < SLOW
     assert ports_in_use(client) == []
 
 

@@ -16,6 +16,7 @@ from tests.kernel.lab import until
 from tests.kernel.product import (
     devices,
     flash,
+    is_resident,
     links,
     plug_disk,
     ports_in_use,
@@ -43,6 +44,8 @@ while True:
     except usb_remote.UsbRemoteError as error:
         print(error, flush=True)
 """
+USE = """cd /dev/usb-remote && test -c KBD-0001/event0 -a -c board/tty0 &&
+dd if=SER-0001/disk of=/dev/null bs=512 count=1 iflag=direct"""
 HOLD = f"PYTHONPATH=/opt/usb-remote:/opt/py exec python3 -c '{HOLDING}'"
 LEFT_BEHIND = (
     "ps -eo pid,stat,args | grep -E '[ /]usbip |modprobe| D[s+]* ' | grep -vE 'grep|ps -eo'"
@@ -63,7 +66,7 @@ class Day:
         self._flashed, self._is_cut = 0, False
         self.flash()
         self.serving = serve(server)
-        (self._place,) = devices(server)
+        (self._place,) = until(lambda: devices(server))
         for name in self._plugged:
             self.plug(name)
         self.agent = reside(client, WISHES.format(self._place))
@@ -194,9 +197,9 @@ def _count(machine: VM, command: str) -> int:
 
 
 def _all_is_well(client: VM) -> None:
-    """All are attached once, under their paths, and can be used."""
+    """All are attached once, under their paths, and can be used; within two minutes."""
+    until(lambda: is_resident(client))
     for name in NAMES:
-        until(lambda name=name: wish(client, name).get("stage") == "attached", 120)  # type: ignore[misc]
+        until(lambda name=name: wish(client, name).get("stage") == "attached")  # type: ignore[misc]
     until(lambda: links(client).keys() >= LINKS)
-    client.sh("dd if=/dev/usb-remote/SER-0001/disk of=/dev/null bs=512 count=1 iflag=direct").ok()
-    client.sh("test -c /dev/usb-remote/KBD-0001/event0 -a -c /dev/usb-remote/board/tty0").ok()
+    until(lambda: client.sh(USE).rc == 0)  # not at once if it was cut off just before the evening

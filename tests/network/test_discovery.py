@@ -234,7 +234,7 @@ def test_a_terminal_shows_a_server_while_a_dead_one_is_pending(
     start_servers(host)
     dead.block("tcp", 5055)
 
-    listing = on_a_terminal(client, *configured(tmp_path, dead.address, timeout=3.0), "list")
+    listing = on_a_terminal(client, *configured(tmp_path, dead.address, timeout=10), "list")
 
     listing.wait_for(f"^{name(host)} ")
     assert listing.returncode is None

@@ -211,7 +211,7 @@ def test_a_failing_command_shows_what_it_wrote(network: MakeNetwork) -> None:
 
 def test_lines_are_found_in_their_order(network: MakeNetwork) -> None:
     (host,) = network(1)
-    process = host.start(["sh", "-c", "echo a; echo b1 >&2; sleep 0.1; echo b2; exit 3"])
+    process = host.start(["sh", "-c", "echo a; echo b1 >&2; sleep 1; echo b2; exit 3"])
 
     assert [process.wait_for(r"b(\d)")[1] for _ in range(2)] == ["1", "2"]
     with pytest.raises(AssertionError, match="no line matches 'b'"):

@@ -26,7 +26,7 @@ from tests.network.product import (
 
 HERE = Path(__file__).parent
 
-TIMEOUT = 1.0
+TIMEOUT = 3.0
 
 
 # -- dead servers

@@ -20,10 +20,10 @@ from usb_remote.connection import connect
 from usb_remote.doctor.machine import Machine
 from usb_remote.model import Server
 
-CONNECT_TIMEOUT = 1.5
+CONNECT_TIMEOUT = 2.5
 """Seconds for a connection to stand; a lost SYN is sent again after 1 s (RFC 6298)."""
-ANSWER_TIMEOUT = 1.0
-"""Seconds for an answer on a connection that stands."""
+ANSWER_TIMEOUT = 3.0
+"""Seconds for an answer on a connection that stands; a busy server is slow, not broken."""
 
 
 class Way(Enum):

@@ -70,6 +70,8 @@ async def browse(
             quiet = max(start + max(LEAST, wait), last + QUIET)
             end = min(quiet, start + max(LONGEST, wait))
             if now >= end:
+                for server in heard.waiting():  # it came while this process was not scheduled
+                    yield server
                 return
             try:
                 async with asyncio.timeout_at(start + shots[0] if shots else end):
@@ -121,6 +123,11 @@ class _Heard:
 
     async def next_server(self) -> Server:
         return await self._servers.get()
+
+    def waiting(self) -> Iterator[Server]:
+        """What was heard and not taken yet."""
+        while not self._servers.empty():
+            yield self._servers.get_nowait()
 
     def receive(self, data: bytes, sender: str, scope: str) -> None:
         """Take in a packet; one that is not a valid answer is ignored.
