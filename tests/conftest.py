@@ -79,6 +79,7 @@ async def quick() -> AsyncIterator[Running]:
 async def here(quick: Running, tmp_path: Path) -> AsyncIterator[Here]:
     """An agent that knows the server `quick`."""
     async with residing(tmp_path, at(quick)) as agent:
+        await eventually(lambda: agent.world.views)
         yield agent
 
 

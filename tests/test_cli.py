@@ -114,8 +114,8 @@ def test_debug_tells_who_was_asked_and_who_answered(server: VirtualServer, tmp_p
     said = usb_remote("--debug", "find", "1-1", config=config).stderr
     for who in (server.name, "127.0.0.1:1"):
         assert f"asking {who} at 127.0.0.1, TCP port {who.partition(':')[2]}" in said
-    assert re.search(rf"{server.name} answers at 127\.0\.0\.1 after 0\.\d+ s: 3 devices", said)
-    assert re.search(r"no answer from 127\.0\.0\.1:1 after 0\.\d+ s: .*connection refused", said)
+    assert re.search(rf"{server.name} answers at 127\.0\.0\.1 after \d+\.\d+ s: 3 devices", said)
+    assert re.search(r"no answer from 127\.0\.0\.1:1 after \d+\.\d+ s: .*connection refused", said)
 
 
 def test_no_server_anywhere_is_explained(nobody: Path) -> None:
@@ -365,7 +365,7 @@ def test_the_demo_says_why_mdns_does_not_work(network: str, said: str) -> None:
     done = subprocess.run(
         [*ALONE, "bash", "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 50
     assert done.returncode == 5
     assert "error: mDNS does not work on this machine" in done.stderr
     assert said in done.stderr

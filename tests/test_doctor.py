@@ -514,7 +514,7 @@ def test_clocks(ahead: float | None, status: str, words: str) -> None:
 async def test_a_real_server_answers_all_that_is_asked(bench: Running) -> None:
     control = await path.reach([HOST], bench.control.port)
     assert control == Reach(Way.OPEN, HOST)
-    answer = await path.ask_info(bench.server, HOST)
+    answer = await path.ask_info(bench.server, HOST, 20)
     assert answer.info is not None
     assert answer.seconds_ahead is not None
     assert abs(answer.seconds_ahead) < 1

@@ -191,7 +191,7 @@ async def test_what_is_not_there_is_not_found(bench: Running, bus_id: str) -> No
     ],
 )
 async def test_a_malformed_handshake_ends_only_itself(data: bytes) -> None:
-    async with running_server("disk", handshake_timeout=0.2) as bench:
+    async with running_server("disk", handshake_timeout=1) as bench:
         address = (HOST, bench.exporter.port)
         with await import_it(bench, DISK), socket.create_connection(address) as bad:
             bad.sendall(data)

@@ -467,12 +467,12 @@ async def test_a_request_is_gone_with_the_session_it_was_about(bench: Running) -
 async def test_a_session_for_some_time_ends_by_itself_and_says_so_before(bench: Running) -> None:
     async with talk(bench) as watcher:
         await watcher.ask(b'{"command":"watch","v":1}\n')
-        with await attach(bench, duration=0.4) as anns:
+        with await attach(bench, duration=3) as anns:
             holder = device(bench).holder
             assert holder is not None
             assert holder.until is not None
             assert holder.since is not None
-            assert (holder.until - holder.since).total_seconds() == pytest.approx(0.4)
+            assert (holder.until - holder.since).total_seconds() == pytest.approx(3)
             holders = [(await hear(watcher))["data"][0]["holder"] for _ in range(4)]
             assert [h and h["ends_soon"] for h in holders] == [False, False, True, None]
             assert await asyncio.to_thread(anns.recv, 1) == b""
@@ -480,18 +480,18 @@ async def test_a_session_for_some_time_ends_by_itself_and_says_so_before(bench: 
 
 
 async def test_when_time_is_up_the_next_one_gets_the_device(bench: Running) -> None:
-    with await attach(bench, duration=0.3):
+    with await attach(bench, duration=2):
         async with queue(bench, "bob") as (bob,):
             assert (await hear(bob))["data"]["holder"]["user"] == "bob"
     assert ends(bench) == [("ann", Cause.TIME_UP, None)]
 
 
 async def test_the_time_of_one_session_does_not_end_another(bench: Running) -> None:
-    with await attach(bench, duration=0.2) as anns:
+    with await attach(bench, duration=1) as anns:
         anns.close()
         await eventually(lambda: device(bench).state is State.AVAILABLE)
         with await attach(bench, "bob") as bobs:
-            bobs.settimeout(0.4)
+            bobs.settimeout(1.5)
             with pytest.raises(TimeoutError):
                 await asyncio.to_thread(bobs.recv, 1)
     assert ends(bench) == [("ann", Cause.DETACHED, None), ("bob", Cause.DETACHED, None)][:1]

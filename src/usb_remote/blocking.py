@@ -52,7 +52,8 @@ class _Thread:
     async def _finish(self) -> None:
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
-            task.cancel()
+            if not task.cancelling():  # it cleans up already: that is not to be interrupted
+                task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         await self.at_end.aclose()
         await self._loop.shutdown_asyncgens()

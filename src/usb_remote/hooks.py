@@ -103,9 +103,19 @@ class Hook:
         finally:
             _log(output)
             _kill(process.pid)
-            await process.wait()
+            await _reap(process)
         if said:
             log.warning("on_event for %s %s", event.kind, said)
+
+
+async def _reap(process: asyncio.subprocess.Process) -> None:
+    """It was killed, so that is soon: who cancels us waits for it, too, and then is obeyed."""
+    reaping = asyncio.create_task(process.wait())
+    try:
+        await asyncio.shield(reaping)
+    except asyncio.CancelledError:
+        await reaping
+        raise
 
 
 def environment(event: Event, server: str) -> dict[str, str]:

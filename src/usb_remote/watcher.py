@@ -189,11 +189,17 @@ class Watcher:
         hearing = asyncio.create_task(heard.wait())
         try:
             await asyncio.wait({connecting, hearing}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            connecting.cancel()
+            (opened,) = await asyncio.gather(connecting, return_exceptions=True)
+            if not isinstance(opened, BaseException):
+                await opened.close()
+            raise
         finally:
             hearing.cancel()
-            if not connecting.done():
-                connecting.cancel()
-            await asyncio.gather(connecting, hearing, return_exceptions=True)
+        if not connecting.done():
+            connecting.cancel()
+            await asyncio.wait({connecting})
         if connecting.cancelled():
             return await connect(server, self._config.timeout)
         return connecting.result()
