@@ -13,6 +13,8 @@ from typing import Any
 
 from tests.serving import HOST, Running
 
+PING = {"event": "ping"}
+
 
 class Line:
     """A raw client: sends bytes, reads lines."""
@@ -26,6 +28,12 @@ class Line:
         await self.writer.drain()
 
     async def hear(self) -> dict[str, Any]:
+        """The next message that is no ping, which may come at any time."""
+        while (message := await self.hear_any()) == PING:
+            pass
+        return message
+
+    async def hear_any(self) -> dict[str, Any]:
         async with asyncio.timeout(20):
             message: dict[str, Any] = json.loads(await self.reader.readline())
         return message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import stat
 from datetime import UTC, datetime
@@ -663,3 +664,13 @@ async def test_a_wish_can_be_asked_for_by_its_own_name(quick: Running, tmp_path:
         assert here.stages() == {"board": Stage.ATTACHED}
         with pytest.raises(errors.Refused, match="kept by the configuration"):
             await here.attach("board", keep=False)
+
+
+@pytest.mark.parametrize("turns", range(4, 24))
+async def test_an_agent_that_is_stopped_at_once_leaves_no_connection_open(
+    quick: Running, tmp_path: Path, turns: int
+) -> None:
+    async with residing(tmp_path, at(quick)):
+        for _ in range(turns):  # of the loop: it connects meanwhile
+            await asyncio.sleep(0)
+    gc.collect()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import resource
+import signal
 import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
@@ -189,6 +190,29 @@ async def test_only_a_few_run_at_a_time(run: Run, tmp_path: Path) -> None:
         running += 1 if sign == "+" else -1
         most = max(most, running)
     assert most == hooks.AT_A_TIME
+
+
+async def test_who_is_killed_is_waited_for_whoever_is_in_a_hurry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or the garbage collector finds a process that nobody has waited for, some time later."""
+    killed, reap = asyncio.get_running_loop().create_future(), hooks._reap
+
+    async def tell_and_reap(process: asyncio.subprocess.Process) -> None:
+        killed.set_result(process)
+        await reap(process)
+
+    monkeypatch.setattr(hooks, "_reap", tell_and_reap)
+    hook = Hook(["sleep", "99"], "bench", 0.1)
+    hook(PLUGGED)
+    process = await killed
+    (running,) = hook._tasks
+    for _ in range(2):
+        running.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert process.returncode == -signal.SIGKILL
 
 
 async def test_beyond_a_number_events_are_dropped_with_a_warning(

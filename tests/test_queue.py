@@ -10,13 +10,12 @@ import struct
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 from usbip import protocol as reference
 
 from tests.serving import HOST, Running, running_server
-from tests.talking import Line, talk
+from tests.talking import PING, Line, talk
 from tests.waiting import eventually
 from usb_remote import events
 from usb_remote.control import Limits
@@ -34,14 +33,6 @@ def request(command: str, who: str = "ann", **more: object) -> bytes:
     """A request of this person's machine; the device is 1-1 unless it says another one."""
     message = {"v": 1, "command": command, "bus": "1-1", **more}
     return json.dumps(message | {"user": who, "host": "pc", "client": who}).encode() + b"\n"
-
-
-async def hear(line: Line) -> dict[str, Any]:
-    """The next line that is no ping."""
-    async with asyncio.timeout(10):
-        while (message := await line.hear()).get("event") == "ping":
-            pass
-    return message
 
 
 def session(bench: Running, bus_id: str = "1-1") -> socket.socket:
@@ -92,14 +83,14 @@ async def test_who_waits_is_told_the_place_and_gets_the_device_in_turn(bench: Ru
         async with queue(bench, "bob", "cid") as (bob, cid):
             assert device(bench).waiting == 2
             anns.close()
-            reply = await hear(bob)
+            reply = await bob.hear()
             assert (reply["status"], reply["data"]["holder"]["user"]) == ("success", "bob")
-            queued = await hear(cid)
+            queued = await cid.hear()
             assert (queued["place"], queued["holder"]["user"]) == (1, "bob")
             with await asyncio.to_thread(session, bench) as bobs:
                 assert device(bench).waiting == 1
                 bobs.close()
-                assert (await hear(cid))["data"]["holder"]["user"] == "cid"
+                assert (await cid.hear())["data"]["holder"]["user"] == "cid"
     assert ends(bench) == [("ann", Cause.DETACHED, None), ("bob", Cause.DETACHED, None)]
 
 
@@ -114,7 +105,7 @@ async def test_who_waits_is_told_of_another_holder(bench: Running) -> None:
     with await attach(bench):
         async with queue(bench, "bob") as (bob,):
             with await attach(bench, "cid", force=True):
-                queued = await hear(bob)
+                queued = await bob.hear()
                 assert (queued["place"], queued["holder"]["user"]) == (1, "cid")
 
 
@@ -133,15 +124,15 @@ async def test_a_client_that_uses_the_device_waits_for_its_own_session(bench: Ru
     with await attach(bench) as anns:
         async with queue(bench, "ann") as (again,):
             anns.close()
-            assert (await hear(again))["data"]["holder"]["user"] == "ann"
+            assert (await again.hear())["data"]["holder"]["user"] == "ann"
 
 
 async def test_who_detaches_hands_over_at_once(bench: Running) -> None:
     with await attach(bench):
         async with queue(bench, "bob") as (bob,), talk(bench) as ann:
             await ann.say(request("detach"))
-            assert (await hear(bob))["data"]["holder"]["user"] == "bob"
-            assert (await hear(ann))["data"]["holder"]["user"] == "bob"
+            assert (await bob.hear())["data"]["holder"]["user"] == "bob"
+            assert (await ann.hear())["data"]["holder"]["user"] == "bob"
 
 
 class SlowlyReset(VirtualDevices):
@@ -163,8 +154,8 @@ async def test_the_next_one_is_told_and_accepted_during_the_reset() -> None:
         with await attach(bench) as anns:
             async with queue(bench, "bob", "cid") as (bob, cid):
                 anns.close()
-                assert (await hear(bob))["data"]["holder"]["user"] == "bob"
-                assert (await hear(cid))["place"] == 1
+                assert (await bob.hear())["data"]["holder"]["user"] == "bob"
+                assert (await cid.hear())["place"] == 1
                 assert not ends(bench)
                 with await asyncio.to_thread(session, bench):
                     assert not ends(bench)
@@ -181,7 +172,7 @@ async def test_watchers_see_the_end_and_its_cause_when_the_device_goes_to_the_ne
             async with queue(bench, "bob") as (bob,):
                 before = bench.control.snapshot.devices
                 anns.close()
-                assert (await hear(bob))["data"]["holder"]["user"] == "bob"
+                assert (await bob.hear())["data"]["holder"]["user"] == "bob"
                 during = bench.control.snapshot.devices
                 bench.devices.is_reset.set()
                 await eventually(lambda: str(device(bench).holder) == "bob@pc")
@@ -198,11 +189,11 @@ async def test_who_is_told_during_the_reset_and_leaves_does_not_keep_the_device(
         with await attach(bench) as anns:
             async with queue(bench, "bob", "cid") as (bob, cid):
                 anns.close()
-                assert (await hear(bob))["status"] == "success"
+                assert (await bob.hear())["status"] == "success"
                 await bob.say(request("detach", "bob"))
                 bench.devices.is_reset.set()
-                assert (await hear(cid))["place"] == 1
-                assert (await hear(cid))["data"]["holder"]["user"] == "cid"
+                assert (await cid.hear())["place"] == 1
+                assert (await cid.hear())["data"]["holder"]["user"] == "cid"
 
 
 async def test_who_is_told_of_a_device_that_is_pulled_during_the_reset_is_refused() -> None:
@@ -211,7 +202,7 @@ async def test_who_is_told_of_a_device_that_is_pulled_during_the_reset_is_refuse
         with await attach(bench) as anns:
             async with queue(bench, "bob") as (bob,):
                 anns.close()
-                assert (await hear(bob))["status"] == "success"
+                assert (await bob.hear())["status"] == "success"
                 bench.devices.pull("serial")
                 bench.devices.is_reset.set()
                 with pytest.raises(reference.core.NotFound):
@@ -224,9 +215,9 @@ async def test_who_has_got_the_device_and_does_not_come_loses_it_to_the_next() -
         with await attach(bench) as anns:
             async with queue(bench, "bob", "cid") as (bob, cid):
                 anns.close()
-                assert (await hear(bob))["status"] == "success"
-                assert (await hear(cid))["place"] == 1
-                assert (await hear(cid))["data"]["holder"]["user"] == "cid"
+                assert (await bob.hear())["status"] == "success"
+                assert (await cid.hear())["place"] == 1
+                assert (await cid.hear())["data"]["holder"]["user"] == "cid"
 
 
 def end_properly(line: Line) -> None:
@@ -250,11 +241,11 @@ async def test_the_place_is_lost_with_the_connection(
     with await attach(bench) as anns:
         async with queue(bench, "bob", "cid") as (bob, cid):
             leave(bob)
-            queued = await hear(cid)
+            queued = await cid.hear()
             assert (queued["place"], queued["holder"]["user"]) == (1, "ann")
             assert device(bench).waiting == 1
             anns.close()
-            assert (await hear(cid))["status"] == "success"
+            assert (await cid.hear())["status"] == "success"
 
 
 async def test_the_place_is_lost_with_the_client_that_is_killed(bench: Running) -> None:
@@ -285,7 +276,7 @@ async def test_a_turn_is_not_wasted_on_who_leaves_at_that_moment(bench: Running)
 
             leases.on_change = leave_when_the_turn_has_come
             anns.close()
-            while (heard := await hear(cid)).get("status") is None:
+            while (heard := await cid.hear()).get("status") is None:
                 pass
             assert heard["data"]["holder"]["user"] == "cid"
             with pytest.raises(asyncio.CancelledError):
@@ -296,7 +287,7 @@ async def test_a_wait_with_a_limit_ends_with_the_holder(bench: Running) -> None:
     with await attach(bench):
         async with talk(bench) as bob:
             assert (await bob.ask(request("attach", "bob", wait=0.1)))["event"] == "queued"
-            reply = await hear(bob)
+            reply = await bob.hear()
             assert reply["code"] == "busy"
             assert "still in use by ann@pc after 0.1 s" in reply["message"]
             assert reply["holder"]["user"] == "ann"
@@ -310,14 +301,14 @@ async def test_what_is_asked_while_waiting_is_answered_after_it(bench: Running) 
         async with queue(bench, "bob") as (bob,):
             await bob.say(b'{"command":"info","v":1}\n')
             anns.close()
-            assert (await hear(bob))["data"]["bus_id"] == "1-1"
-            assert (await hear(bob))["data"]["name"] == "bench"
+            assert (await bob.hear())["data"]["bus_id"] == "1-1"
+            assert (await bob.hear())["data"]["name"] == "bench"
 
 
 async def test_who_waits_hears_that_the_server_lives(bench: Running) -> None:
     with await attach(bench):
         async with queue(bench, "bob") as (bob,):
-            assert await bob.hear() == {"event": "ping"}
+            assert await bob.hear_any() == PING
 
 
 async def test_who_waits_does_not_give_way_to_idle_connections() -> None:
@@ -330,7 +321,7 @@ async def test_who_waits_does_not_give_way_to_idle_connections() -> None:
                     await idle.ask(b'{"command":"info","v":1}\n')
                 assert device(bench).waiting == 1
                 anns.close()
-                assert (await hear(bob))["status"] == "success"
+                assert (await bob.hear())["status"] == "success"
 
 
 async def test_the_queue_has_an_end(bench: Running) -> None:
@@ -344,7 +335,7 @@ async def test_who_waits_for_a_device_that_is_pulled_is_told(bench: Running) -> 
     with await attach(bench):
         async with queue(bench, "bob") as (bob,):
             bench.devices.pull("serial")
-            assert (await hear(bob))["code"] == "not_found"
+            assert (await bob.hear())["code"] == "not_found"
     assert ends(bench) == [("ann", Cause.UNPLUGGED, None)]
 
 
@@ -355,7 +346,7 @@ async def test_who_waits_for_a_device_that_is_replugged_does_not_get_another_one
         async with queue(bench, "bob") as (bob,):
             bench.devices.pull("serial")
             bench.devices.plug("serial")
-            heard = await hear(bob)
+            heard = await bob.hear()
             assert heard.get("code") == "not_found" or heard["data"]["serial"] == "VIRTUAL0001"
 
 
@@ -367,7 +358,7 @@ async def test_a_server_that_stops_lets_those_who_wait_go() -> None:
             async with asyncio.timeout(5):
                 await bench.control.stop()
             for line in lines:
-                assert "is being stopped" in (await hear(line))["message"]
+                assert "is being stopped" in (await line.hear())["message"]
                 assert await line.at_end()
             assert device(bench).state is State.IN_USE
             await bench.leases.stop()
@@ -427,7 +418,7 @@ async def test_a_takeover_goes_before_those_who_wait_and_leaves_them_their_place
         async with queue(bench, "bob") as (bob,):
             with await attach(bench, "cid", force=True):
                 assert device(bench).waiting == 1
-            while (heard := await hear(bob)).get("status") is None:
+            while (heard := await bob.hear()).get("status") is None:
                 pass
             assert heard["data"]["holder"]["user"] == "bob"
 
@@ -439,7 +430,7 @@ async def test_a_request_to_release_is_seen_by_everybody(bench: Running) -> None
             reply = await bob.ask(request("release", "bob", message="five minutes?"))
             asked = {"by": "bob@pc", "message": "five minutes?"}
             assert reply["data"]["holder"]["asked"] == asked
-            assert (await hear(watcher))["data"][0]["holder"]["asked"] == asked
+            assert (await watcher.hear())["data"][0]["holder"]["asked"] == asked
             listed = await bob.ask(b'{"command":"list","v":1}\n')
             assert listed["data"][0]["holder"]["asked"] == asked
 
@@ -473,7 +464,7 @@ async def test_a_session_for_some_time_ends_by_itself_and_says_so_before(bench: 
             assert holder.until is not None
             assert holder.since is not None
             assert (holder.until - holder.since).total_seconds() == pytest.approx(3)
-            holders = [(await hear(watcher))["data"][0]["holder"] for _ in range(4)]
+            holders = [(await watcher.hear())["data"][0]["holder"] for _ in range(4)]
             assert [h and h["ends_soon"] for h in holders] == [False, False, True, None]
             assert await asyncio.to_thread(anns.recv, 1) == b""
     assert ends(bench) == [("ann", Cause.TIME_UP, None)]
@@ -482,7 +473,7 @@ async def test_a_session_for_some_time_ends_by_itself_and_says_so_before(bench: 
 async def test_when_time_is_up_the_next_one_gets_the_device(bench: Running) -> None:
     with await attach(bench, duration=2):
         async with queue(bench, "bob") as (bob,):
-            assert (await hear(bob))["data"]["holder"]["user"] == "bob"
+            assert (await bob.hear())["data"]["holder"]["user"] == "bob"
     assert ends(bench) == [("ann", Cause.TIME_UP, None)]
 
 
@@ -552,7 +543,7 @@ async def test_a_new_rule_ends_the_session_and_the_wait(bench: Running) -> None:
             await bench.leases.enforce()
             bench.control.refresh()
             assert await asyncio.to_thread(anns.recv, 1) == b""
-            assert (await hear(bob))["code"] == "not_found"
+            assert (await bob.hear())["code"] == "not_found"
             listed = await bob.ask(b'{"command":"list","v":1}\n')
     assert [d["bus_id"] for d in listed["data"]] == ["1-2", "1-3"]
     assert ends(bench) == [("ann", Cause.FORBIDDEN, None)]
@@ -574,9 +565,9 @@ async def test_a_name_is_given_seen_used_and_taken_away(bench: Running) -> None:
     async with talk(bench) as watcher, talk(bench) as line:
         await watcher.ask(b'{"command":"watch","v":1}\n')
         assert (await line.ask(request("name", name="scope")))["data"]["name"] == "scope"
-        assert (await hear(watcher))["data"][0]["name"] == "scope"
+        assert (await watcher.hear())["data"][0]["name"] == "scope"
         assert (await line.ask(request("name", name="")))["data"]["name"] is None
-        assert (await hear(watcher))["data"][0]["name"] is None
+        assert (await watcher.hear())["data"][0]["name"] is None
 
 
 @pytest.mark.parametrize(

@@ -110,12 +110,14 @@ class Hook:
 
 async def _reap(process: asyncio.subprocess.Process) -> None:
     """It was killed, so that is soon: who cancels us waits for it, too, and then is obeyed."""
-    reaping = asyncio.create_task(process.wait())
-    try:
-        await asyncio.shield(reaping)
-    except asyncio.CancelledError:
-        await reaping
-        raise
+    reaping, cancelled = asyncio.create_task(process.wait()), None
+    while not reaping.done():
+        try:
+            await asyncio.wait({reaping})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled:
+        raise cancelled
 
 
 def environment(event: Event, server: str) -> dict[str, str]:
