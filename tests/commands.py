@@ -82,7 +82,7 @@ class Shell:
     def __init__(self, folder: Path, agent: str, *servers: str) -> None:
         self.folder = folder
         file = folder / "config"
-        file.write_text(f"discovery: false\ntimeout: 2\nservers: {json.dumps(servers)}\n")
+        file.write_text(f"discovery: false\ntimeout: 20\nservers: {json.dumps(servers)}\n")
         self.environment = {**os.environ, "USB_REMOTE_CONFIG": str(file), "USB_REMOTE_AGENT": agent}
 
     async def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:

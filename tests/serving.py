@@ -81,7 +81,7 @@ def at(bench: Running) -> str:
     return f"{HOST}:{bench.control.port}"
 
 
-def knowing(*configured: str, timeout: float = 2.0) -> Config:
+def knowing(*configured: str, timeout: float = 20.0) -> Config:
     """A configuration with these servers; nobody listens on its port for others."""
     return Config(servers=list(configured), timeout=timeout, server_port=1)
 

@@ -31,7 +31,7 @@ DATA = Path(__file__).parent / "data" / "2x"
 def finder(
     *configured: str,
     browse: Callable[[], AsyncIterator[Server]] | None = None,
-    timeout: float = 2.0,
+    timeout: float = 20.0,
 ) -> Finder:
     return Finder(knowing(*configured, timeout=timeout), browse or found())
 
