@@ -33,13 +33,18 @@ Run = Callable[..., Coroutine[Any, Any, float]]
 
 
 @pytest.fixture
-def run(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(caplog: pytest.LogCaptureFixture) -> Run:
     """Run a command for one event, or several, to its end; returns how long that took."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(hooks, "KILL_TIME", 30.0)  # what is killed shall say so, however late
 
-    async def run(*command: str, event: Event = EVENT, times: int = 1, limit: float = 10) -> float:
-        hook = Hook(list(command), "bench", limit)
+    async def run(
+        *command: str,
+        event: Event = EVENT,
+        times: int = 1,
+        limit: float = 10,
+        kill_time: float = 30,  # what is killed shall be told of, however late
+    ) -> float:
+        hook = Hook(list(command), "bench", limit, kill_time)
         started = time.monotonic()
         for _ in range(times):
             hook(event)
@@ -225,11 +230,10 @@ async def test_beyond_a_number_events_are_dropped_with_a_warning(
     await hook.stop()
 
 
-async def test_a_stop_waits_for_one_time_limit_whatever_is_left(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hooks, "KILL_TIME", 0.5)
-    assert await run("sleep", "99", times=100, limit=0.3) < 15  # 25 times the limit would be 20
+async def test_a_stop_waits_for_one_time_limit_whatever_is_left(run: Run) -> None:
+    assert (
+        await run("sleep", "99", times=100, limit=0.3, kill_time=0.5) < 15
+    )  # 25 times the limit would be 20
 
 
 async def test_what_has_happened_before_a_stop_is_still_told(run: Run, tmp_path: Path) -> None:

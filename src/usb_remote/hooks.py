@@ -37,13 +37,21 @@ class Hook:
         command: program and arguments, run without a shell; empty does nothing.
         server: the name of the server, for the environment.
         time_limit: in seconds.
+        kill_time: seconds that :meth:`stop` gives beyond that, so that who is killed is told of.
 
     """
 
-    def __init__(self, command: list[str], server: str = "", time_limit: float = TIME_LIMIT):
+    def __init__(
+        self,
+        command: list[str],
+        server: str = "",
+        time_limit: float = TIME_LIMIT,
+        kill_time: float = KILL_TIME,
+    ) -> None:
         self.command = command
         self._server = server
         self._time_limit = time_limit
+        self._patience = time_limit + kill_time
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(AT_A_TIME)
 
@@ -60,7 +68,7 @@ class Hook:
         """Give all that is left one time limit together, then end it."""
         if not self._tasks:
             return
-        _, late = await asyncio.wait(self._tasks, timeout=self._time_limit + KILL_TIME)
+        _, late = await asyncio.wait(self._tasks, timeout=self._patience)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
