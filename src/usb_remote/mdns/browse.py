@@ -34,6 +34,8 @@ SHOTS = (0.0, 0.06, 0.2)
 """Seconds at which the question is asked: at 10 % loss each way three find all of 10 (FACTS)."""
 LEAST, QUIET = 0.25, 0.1
 """A browse ends after 250 ms, when nothing has come for 100 ms; without loss gaps are 24 ms."""
+ANSWER = LEAST - SHOTS[-1]
+"""Seconds that the last question is given, whenever it was asked: a busy machine asks late."""
 LONGEST = 3.0
 """A browse ends after 3 s all the same: a neighbour that changes for ever is not waited for."""
 BROWSE_INTERVALS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 120.0, 300.0)
@@ -60,16 +62,17 @@ async def browse(
     """
     async with _asking(loopback, again) as (heard, ask):
         loop = asyncio.get_running_loop()
-        start = last = loop.time()
+        start = last = asked = loop.time()
         shots = list(SHOTS)
         while True:
             now = loop.time()
             if shots and now >= start + shots[0]:
                 shots.pop(0)
                 ask(heard.known)
+                asked = now
             quiet = max(start + max(LEAST, wait), last + QUIET)
-            end = min(quiet, start + max(LONGEST, wait))
-            if now >= end:
+            end = max(min(quiet, start + max(LONGEST, wait)), asked + ANSWER)
+            if now >= end and not shots:
                 for server in heard.waiting():  # it came while this process was not scheduled
                     yield server
                 return
