@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import platform
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
+import usb_remote
 from bench import attaching, enumerating, listing, memory, push, report, requests, residing, sharing
 
 
@@ -36,6 +39,8 @@ SECTIONS = {
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything is cleaned up
     options = parser().parse_args()
+    # as pip does with a wheel: PYTHONDONTWRITEBYTECODE would have a checkout compiled at each start
+    compileall.compile_dir(Path(usb_remote.__file__).parent, quiet=1)
     if unknown := set(options.sections) - set(SECTIONS):
         parser().error(f"no such section: {', '.join(sorted(unknown))}")
     rows = [row for name in options.sections or SECTIONS for row in measured(name, options.pairs)]
