@@ -117,11 +117,11 @@ async def answers_ping(machine: Machine, address: str) -> bool:
     return status == 0
 
 
-async def ask_info(server: Server, address: str, timeout: float | None = None) -> Answer:
-    """Ask who is there, and what time it is there, within ANSWER_TIMEOUT if nothing is said."""
+async def ask_info(server: Server, address: str, timeout: float = ANSWER_TIMEOUT) -> Answer:
+    """Ask who is there, and what time it is there."""
     only = server.model_copy(update={"addresses": (address,)})
     try:
-        async with await connect(only, timeout or ANSWER_TIMEOUT) as connection:
+        async with await connect(only, timeout) as connection:
             sent = datetime.now(UTC)
             reply = await connection.request(protocol.InfoRequest())
             here = sent + (datetime.now(UTC) - sent) / 2
