@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.importing import Bell, NoticingImporter
+from tests.patience import patience
 from tests.residing import Here, residing
 from tests.serving import HOST, QUICK, Running, at, running_server, state_of
 from tests.waiting import eventually
@@ -137,6 +138,22 @@ async def test_a_watch_shows_every_server_at_once_and_after_each_change(
         assert changed.view is not None
         assert len(changed.view.devices) == 2
         await events.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_watcher_that_is_rejected_is_closed_and_the_agent_goes_on(
+    here: Here, quick: Running
+) -> None:
+    await eventually(lambda: here.world.views)
+    reader, writer = await asyncio.open_unix_connection(here.socket)
+    writer.write(b'{"command":"watch","v":1}\n' + b"[" * 17)
+    async with asyncio.timeout(patience(20)):
+        said = (await reader.read()).splitlines()
+    assert b"not a JSON object" in said[-1]
+    writer.close()
+    await writer.wait_closed()
+    quick.devices.pull("disk")
+    await eventually(lambda: [len(view.devices) for view in here.world.views.values()] == [2])
+    assert len(agent_protocol.parse_views(await here.ask(ListRequest(v=1)))) == 1
 
 
 # -- wishes

@@ -13,8 +13,8 @@ import pytest
 from tests.serving import HOST, Running, running_server
 from tests.talking import PING, talk
 from tests.waiting import eventually
-from usb_remote import protocol, replies
-from usb_remote.control import Limits
+from usb_remote import errors, protocol, replies
+from usb_remote.control import Complaints, Limits
 from usb_remote.virtual import KINDS
 
 
@@ -144,6 +144,72 @@ async def test_bad_input_gets_one_clear_error_and_disturbs_nobody(
         assert reply["message"].isprintable()
         bench.devices.pull("disk")
         assert len((await watcher.hear())["data"]) == 2
+
+
+WATCH = b'{"command":"watch","v":1}\n'
+REJECTED = [b"[" * 17, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", b'{"a":' * 17]
+
+
+@pytest.mark.parametrize("nonsense", REJECTED)
+async def test_a_watcher_that_is_rejected_silences_nobody_but_itself(
+    bench: Running, nonsense: bytes
+) -> None:
+    async with talk(bench) as watcher, talk(bench) as enemy, talk(bench) as other:
+        await watcher.ask(WATCH)
+        await enemy.ask(WATCH)
+        assert (await enemy.ask(nonsense))["status"] == "error"
+        bench.devices.pull("disk")
+        assert len((await watcher.hear())["data"]) == 2
+        assert await watcher.hear_any() == PING
+        bench.devices.pull("serial")
+        assert len((await watcher.hear())["data"]) == 1
+        assert (await other.ask(b'{"command":"attach","bus":"1-3"}'))["status"] == "success"
+        assert await enemy.at_end()
+
+
+async def test_watchers_that_are_rejected_and_close_at_once_leave_nothing(bench: Running) -> None:
+    for _ in range(50):
+        with socket.create_connection((HOST, bench.control.port)) as enemy:
+            enemy.sendall(WATCH + b"[" * 17)
+    await eventually(lambda: not bench.control._connections)
+    assert not bench.control._watchers
+
+
+async def test_a_watcher_that_is_rejected_and_stays_is_closed() -> None:
+    async with (
+        running_server(limits=Limits(linger_seconds=0.1)) as bench,
+        talk(bench) as enemy,
+    ):
+        await enemy.say(WATCH + b"[" * 17)
+        await eventually(lambda: not bench.control._watchers)
+        await eventually(lambda: not bench.control._connections)
+
+
+BODY = b'{"command":"name","bus":"1-1","name":"mine","v":1}\n'
+
+
+async def test_a_form_that_a_browser_posts_does_nothing_and_is_logged_once(
+    bench: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    head = b"POST / HTTP/1.1\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n"
+    for _ in range(5):
+        async with talk(bench) as browser:
+            reply = await browser.ask(head % len(BODY) + BODY)
+            assert reply["message"].startswith("not a JSON object")
+            assert await browser.at_end()
+    assert [device.name for device in bench.control.snapshot.devices] == [None] * 3
+    assert caplog.text.count("which is no client") == 1
+
+
+async def test_what_was_not_logged_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    complaints = Complaints(every=60)
+    for now in (0.0, 1.0, 59.9, 60.0, 61.0):
+        complaints.note("10.0.0.9", errors.InvalidRequest("not a JSON object"), now)
+    assert len(caplog.messages) == 2
+    assert "10.0.0.9" in caplog.messages[0]
+    assert "2 more" in caplog.messages[1]
 
 
 async def test_a_mistake_does_not_end_the_connection(bench: Running) -> None:

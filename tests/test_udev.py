@@ -175,6 +175,19 @@ def test_the_record_is_what_the_handshake_needs(sysfs: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("speed", "exported"),
+    [("1.5", 1), ("12", 2), ("480", 3), ("5000", 5), ("10000", 5), ("20000", 5), ("fast", 0)],
+)
+def test_no_speed_is_exported_that_the_kernel_of_a_client_refuses(
+    sysfs: Path, speed: str, exported: int
+) -> None:
+    plug(sysfs, "2-1", speed=speed)
+    record = devices(sysfs).record(BusId("2-1"))
+    assert record is not None
+    assert record.speed == exported
+
+
+@pytest.mark.parametrize(
     ("action", "kind", "is_one"),
     [
         ("add", "usb_device", True),

@@ -20,6 +20,7 @@ from typing import Protocol
 
 from usb_remote import errors, protocol_2x, replies
 from usb_remote.framing import RequestFramer
+from usb_remote.peer import Delivery, Presence
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,8 @@ MAX_AHEAD = 64 * 1024
 """Bytes that a connection may send ahead while it waits for a device."""
 AT_ONCE = 16
 """Requests of one connection that are answered before the others have their turn."""
-DEAD_PEER_MS = 10_000
-"""TCP_USER_TIMEOUT of control connections: a watcher that vanished is forgotten."""
+LOOKS = 6
+"""How often, in `Limits.silent_seconds`, we look whether a client has what was sent to it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Limits:
         linger_bytes, linger_seconds: how much of a bad request is read away, so that its sender
             gets to see the error line.
         unread_bytes: what a connection may leave unread before it gets nothing more.
+        unread_seconds: how long it may do so before it is closed.
+        silent_seconds: how long its machine may leave what is in flight unacknowledged; with a ping
+            every 3 s a watcher that vanished is forgotten within 10 s.
+        probe_seconds: the same while its program does not read. The kernel's probes are up to 120 s
+            apart then, so it is forgotten within 130 s.
 
     """
 
@@ -54,6 +60,9 @@ class Limits:
     linger_bytes: int = 32 * 1024 * 1024
     linger_seconds: float = 3.0
     unread_bytes: int = 1024 * 1024
+    unread_seconds: float = 900.0
+    silent_seconds: float = 6.0
+    probe_seconds: float = 125.0
 
 
 RESERVED_FILES = 256
@@ -75,7 +84,10 @@ class Host(Protocol):
     @property
     def allowed(self) -> Container[str]: ...
     def answer(self, line: bytes, connection: ControlConnection) -> None: ...
+    @property
+    def complaints(self) -> Complaints: ...
     def admit(self, connection: ControlConnection) -> None: ...
+    def dismiss(self, connection: ControlConnection) -> None: ...
     def forget(self, connection: ControlConnection) -> None: ...
 
 
@@ -97,6 +109,29 @@ def is_used_up(error: BaseException | None) -> bool:
 @functools.lru_cache(maxsize=8)
 def _say_used_up(why: str) -> None:
     log.warning("some connections can only be accepted when others have ended: %s", why)
+
+
+class Complaints:
+    """Bad requests in the log: one line in a while, with the number of those it stands for.
+
+    Args:
+        every: seconds between two lines.
+
+    """
+
+    def __init__(self, every: float = 60.0) -> None:
+        self._every = every
+        self._quiet_until = float("-inf")
+        self._left_out = 0
+
+    def note(self, sender: str, error: errors.InvalidRequest, now: float) -> None:
+        """Log this one, or count it."""
+        if now < self._quiet_until:
+            self._left_out += 1
+            return
+        more = f" (and {self._left_out} more since the last such line)" if self._left_out else ""
+        log.info("closed a connection of %s, which is no client: %s%s", sender, error, more)
+        self._quiet_until, self._left_out = now + self._every, 0
 
 
 class ControlConnection(asyncio.Protocol):
@@ -125,8 +160,12 @@ class ControlConnection(asyncio.Protocol):
         self._half_closed = False
         self._full = False
         self._missed = b""
+        self._is_rejected = False
         self._linger_left = 0
+        self._presence: Presence | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._turn: asyncio.Handle | None = None
 
     @property
@@ -144,7 +183,8 @@ class ControlConnection(asyncio.Protocol):
             self.user = _peer(connection)
         else:
             self.address = str(transport.get_extra_info("peername")[0]).removeprefix("::ffff:")
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MS)
+            limits = self._limits
+            self._presence = Presence(limits.silent_seconds, limits.probe_seconds)
         if self.address not in self._server.allowed:
             say_forbidden(self.address)
             transport.abort()
@@ -156,7 +196,7 @@ class ControlConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.address not in self._server.allowed:
             return
-        if self._linger_left:
+        if self._is_rejected:
             self._discard(len(data))
             return
         self._framer.feed(data)
@@ -166,24 +206,31 @@ class ControlConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Whether to keep our half open: yes, while answers or a watch are under way."""
         self._half_closed = True
-        if self._unfinished and not self._linger_left:
+        if self._unfinished and not self._is_rejected:
             self._transport.write(_failed("the request is incomplete"))
+        if self._is_rejected:
+            return False
         answering = self._full or self._turn or (self._paused and not self.waits)
         return not self.holds and (bool(answering) or self.watches)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        self._stop_timer()
-        if self._turn is not None:
-            self._turn.cancel()
+        for timer in (self._timer, self._look, self._unread, self._turn):
+            if timer is not None:
+                timer.cancel()
         self._server.forget(self)
 
     def pause_writing(self) -> None:
         """What it has asked for stays unread, as does what it asks for next."""
         self._full = True
         self._read_or_not()
+        self._look_soon()
+        loop = asyncio.get_running_loop()
+        self._unread = loop.call_later(self._limits.unread_seconds, self._read_too_late)
 
     def resume_writing(self) -> None:
         self._full = False
+        if self._unread is not None:
+            self._unread.cancel()
         if self._missed:
             missed, self._missed = self._missed, b""
             self.push(missed)
@@ -193,17 +240,18 @@ class ControlConnection(asyncio.Protocol):
 
     def send(self, line: bytes) -> None:
         """Send a reply."""
-        if self._transport.is_closing():
+        if self._is_over:
             return
         self._transport.write(line)
         self._deadline(self._limits.idle_timeout)
 
     def push(self, line: bytes) -> None:
-        """Send an event; one that is not read in time is replaced by the next."""
-        if self._transport.is_closing():
+        """Send an event; one that is not read in time is replaced by the next. Never raises."""
+        if self._is_over:
             return
         if not self._full:
             self._transport.write(line)
+            self._look_soon()
         elif line is not replies.PING:
             self._missed = line
 
@@ -220,12 +268,22 @@ class ControlConnection(asyncio.Protocol):
         self._go_on_soon()
 
     def close(self) -> None:
-        self._transport.close()
+        """Close it when what was sent is read, but soon in any case."""
+        self._close_within(self._limits.linger_seconds)
 
     # parts
 
+    @property
+    def _who(self) -> str:
+        return self.address or self.user
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing may be sent on it any more."""
+        return self._is_rejected or self._transport.is_closing()
+
     def _go_on_soon(self) -> None:
-        if self._turn is None and not self._transport.is_closing():
+        if self._turn is None and not self._is_over:
             self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
@@ -251,7 +309,12 @@ class ControlConnection(asyncio.Protocol):
             self._has_answered_all()
             return False
         self._unfinished = False
-        self._server.answer(request, self)
+        try:
+            self._server.answer(request, self)
+        except Exception:  # a fault of ours: it ends this connection, and nobody else's
+            log.exception("a request of %s failed unexpectedly", self._who)
+            self._transport.abort()
+            return False
         return True
 
     def _has_answered_all(self) -> None:
@@ -260,7 +323,7 @@ class ControlConnection(asyncio.Protocol):
         if self._half_closed and not self.watches:
             if begun:
                 self._transport.write(_failed("the request is incomplete"))
-            self.close()
+            self._close_within(self._limits.unread_seconds)
         elif begun and not self._unfinished:
             self._deadline(self._limits.request_timeout)
         self._unfinished = begun
@@ -274,16 +337,24 @@ class ControlConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _reject(self, error: errors.InvalidRequest) -> None:
-        """Say what was wrong, once, and read the rest away: a reset would eat the answer."""
-        log.info("bad request from %s: %s", self.address, error)
+        """Say what was wrong, once, and read the rest away: a reset would eat the answer.
+
+        From here on it takes part in nothing, least of all in pushes: nothing can be written
+        after the end of what we write.
+        """
+        loop = asyncio.get_running_loop()
+        self._server.complaints.note(self._who, error, loop.time())
         legacy = protocol_2x.is_line(self._framer.rest)
         self._transport.write(replies.failure(error, legacy=legacy))
+        self._transport.write_eof()
+        self._is_rejected = True
+        self.watches = self.holds = False
+        self._server.dismiss(self)
         self._framer = RequestFramer()
         self._unfinished = False
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
         self._linger_left = self._limits.linger_bytes
-        self._deadline(self._limits.linger_seconds)
+        self._stop_timer()
+        self._timer = loop.call_later(self._limits.linger_seconds, self._transport.abort)
 
     def _discard(self, size: int) -> None:
         self._linger_left -= size
@@ -300,12 +371,43 @@ class ControlConnection(asyncio.Protocol):
             self._timer.cancel()
 
     def _too_late(self) -> None:
-        if not self.is_idle:
+        if not self.is_idle or self._full:
             return
         if self._unfinished:
             limit = f"{self._limits.request_timeout:g} s"
             self._transport.write(_failed(f"no complete request within {limit}"))
+        self.close()
+
+    def _close_within(self, seconds: float) -> None:
+        """Close it when what was sent is read; nobody can keep it longer than that."""
         self._transport.close()
+        self._stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._transport.abort)
+
+    def _look_soon(self) -> None:
+        """An acknowledgement is due; on a unix socket there is nobody who could vanish."""
+        if self._presence is None:
+            return
+        loop = asyncio.get_running_loop()
+        self._presence.expect(loop.time())
+        if self._look is None:
+            self._look = loop.call_later(self._limits.silent_seconds / LOOKS, self._look_now)
+
+    def _look_now(self) -> None:
+        """Abort if the client's machine has vanished; look again while anything is owed."""
+        self._look = None
+        if self._presence is None:
+            return
+        delivery = Delivery.of(self._transport.get_extra_info("socket"))
+        if self._presence.is_gone(delivery, asyncio.get_running_loop().time()):
+            log.info("%s does not acknowledge any more", self.address)
+            self._transport.abort()
+        elif not delivery.is_complete:
+            self._look_soon()
+
+    def _read_too_late(self) -> None:
+        log.info("%s has read nothing for %g s", self._who, self._limits.unread_seconds)
+        self._transport.abort()
 
 
 def _peer(connection: socket.socket) -> str:

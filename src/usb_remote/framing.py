@@ -47,10 +47,13 @@ class RequestFramer:
         """The next request, None if it is not complete yet.
 
         Raises:
-            InvalidRequest: what has arrived cannot become a request any more.
+            InvalidRequest: what has arrived cannot become a request any more. Whatever does not
+                begin with a brace never can: HTTP of a browser, TLS, somebody's terminal.
 
         """
         self._skip_blanks()
+        if self._buffer and self._buffer[0] != ord("{"):
+            raise errors.InvalidRequest("not a JSON object", hint='try {"command":"list"}')
         end = self._end()
         if (end or len(self._buffer)) > MAX_REQUEST:
             raise errors.InvalidRequest(f"request longer than {MAX_REQUEST} bytes")
@@ -59,8 +62,6 @@ class RequestFramer:
             del self._buffer[:end]
             self._start_over()
             return request
-        if self._buffer and self._depth == 0:
-            raise errors.InvalidRequest("not a JSON object", hint='try {"command":"list"}')
         return None
 
     def _skip_blanks(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from usb_remote import errors, events, protocol, protocol_2x, replies
 from usb_remote.answers import Answers
-from usb_remote.control import ControlConnection, Limits
+from usb_remote.control import Complaints, ControlConnection, Limits
 from usb_remote.history import History
 from usb_remote.leases import Leases
 from usb_remote.model import Device, Snapshot
@@ -51,6 +51,7 @@ class ControlServer:
 
     Attributes:
         allowed: networks whose connections are not closed at once.
+        complaints: logs what is no request.
 
     """
 
@@ -74,6 +75,7 @@ class ControlServer:
         self._history = history
         self._answers = Answers(leases, source, history, lambda: self.snapshot, self.refresh)
         self.allowed = Networks()
+        self.complaints = Complaints()
         self._listed: tuple[Device, ...] = ()
         self._lines: dict[str, bytes] = {}
         self._told_events: list[events.Event] = []
@@ -212,10 +214,10 @@ class ControlServer:
 
     def _ping_watchers(self) -> None:
         """Watchers, and those who wait: so both ends notice a dead one."""
-        for connection in (*self._watchers, *(c for c in self._tasks.values() if c.waits)):
-            connection.push(replies.PING)
         loop = asyncio.get_running_loop()
         self._ping = loop.call_later(protocol.PING_INTERVAL, self._ping_watchers)
+        for connection in (*self._watchers, *(c for c in self._tasks.values() if c.waits)):
+            connection.push(replies.PING)
 
     # -- requests
 
@@ -317,8 +319,12 @@ class ControlServer:
         del self._connections[oldest]  # or the next of many at once would close it again
 
     def forget(self, connection: ControlConnection) -> None:
-        """It is closed: who waited on it has lost the place."""
+        """It is closed."""
         self._connections.pop(connection, None)
+        self.dismiss(connection)
+
+    def dismiss(self, connection: ControlConnection) -> None:
+        """It takes part in nothing any more: no event, and no place in a queue."""
         self._watchers.discard(connection)
         for task, owner in self._tasks.items():
             if owner is connection and connection.waits:

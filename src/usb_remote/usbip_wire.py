@@ -44,8 +44,12 @@ class Status(IntEnum):
     NO_DEVICE = 4  # "Device not found"
 
 
-SPEEDS = {"1.5": 1, "12": 2, "480": 3, "5000": 5, "10000": 6, "20000": 6}
-"""sysfs ``speed`` (Mbit/s) -> enum usb_device_speed (include/uapi/linux/usb/ch9.h)."""
+SPEEDS = {"1.5": 1, "12": 2, "480": 3, "5000": 5, "10000": 5, "20000": 5}
+"""sysfs ``speed`` (Mbit/s) -> enum usb_device_speed (include/uapi/linux/usb/ch9.h).
+
+SuperSpeedPlus goes as SUPER (5), not as SUPER_PLUS (6): ``valid_args()`` of a client's kernel
+(drivers/usb/usbip/vhci_sysfs.c) refuses what it does not list, and Linux 6.1 ends at SUPER.
+"""
 
 
 @dataclass(frozen=True, slots=True)

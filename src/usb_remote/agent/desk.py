@@ -29,7 +29,7 @@ from usb_remote.agent_protocol import (
     View,
 )
 from usb_remote.client import How
-from usb_remote.control import ControlConnection, Limits
+from usb_remote.control import Complaints, ControlConnection, Limits
 from usb_remote.model import Attachment
 from usb_remote.rules import Networks
 
@@ -58,6 +58,7 @@ class Desk:
     ) -> None:
         self.limits = Limits(connections=256, connections_per_address=256)
         self.allowed = Networks()
+        self.complaints = Complaints()
         self.info = info
         self._agent = agent
         self._world = world
@@ -234,8 +235,12 @@ class Desk:
             connection.close()
 
     def forget(self, connection: ControlConnection) -> None:
-        """It is closed: what it waited for and what it held is let go."""
+        """It is closed."""
         self._connections.pop(connection, None)
+        self.dismiss(connection)
+
+    def dismiss(self, connection: ControlConnection) -> None:
+        """It takes part in nothing any more: what it waited for and what it held is let go."""
         self._watchers.discard(connection)
         for task, owner in self._tasks.items():
             if owner is connection:
@@ -266,10 +271,10 @@ class Desk:
         """Whoever waits, watches or holds hears from us; without them nothing wakes us."""
         self._ping = None
         busy = {*self._watchers, *self._holds, *self._tasks.values()}
-        for connection in busy:
-            connection.push(replies.PING)
         if busy:
             self._ping_soon()
+        for connection in busy:
+            connection.push(replies.PING)
 
 
 def _refuse_everything(request: AttachRequest | DetachRequest) -> None:
