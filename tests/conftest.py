@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import interrupts
 from tests.residing import Here, residing
 from tests.serving import QUICK, Running, at, running_server
 from tests.trees import Tree
@@ -24,6 +25,10 @@ from usb_remote.virtual import KINDS
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")
+
+
+def pytest_configure() -> None:
+    interrupts.give_to_programs()
 
 
 @pytest.hookimpl(wrapper=True)
