@@ -227,7 +227,7 @@ async def test_a_wait_ends_in_time_although_the_server_goes_on_telling() -> None
             name="evil", addresses=("127.0.0.1",), port=server.sockets[0].getsockname()[1]
         )
         request = protocol.build(protocol.AttachRequest, {"bus": "1-1", "wait": 0.1})
-        async with await connect(there, 2) as connection, asyncio.timeout(patience(60)):
+        async with await connect(there, 0.5) as connection, asyncio.timeout(patience(60)):
             with pytest.raises(errors.Silent, match="evil did not answer within"):
                 await connection.request(request)
 
