@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.docs
+
 ROOT = Path(__file__).parent.parent
 STRICT = ("--fail-on-warning", "--keep-going", "--quiet", "--fresh-env")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.docs
+
 ROOT = Path(__file__).parent.parent
 HEADINGS = re.findall(
     r"^### (.*`.*)$", (ROOT / "docs/how-to/troubleshooting.md").read_text(), re.MULTILINE
