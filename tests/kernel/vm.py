@@ -13,7 +13,6 @@ from typing import Any, Self
 
 from tests.kernel.guest import Guest, GuestError, Result, Running
 from tests.kernel.qmp import Qmp, QmpError
-from tests.patience import patience
 
 MEMORY = 512  # MiB
 KERNEL_OPTIONS = (
@@ -138,11 +137,11 @@ class VM:
         for path, archive in self._trees.items():
             self.guest.untar(path, archive)
 
-    def shut_down(self) -> None:
+    def shut_down(self, timeout: float = 180) -> None:
         """Have systemd end everything in order, and wait until the power is off."""
         with contextlib.suppress(GuestError):  # it may be off before it has answered
             self.sh("systemctl --no-block poweroff").ok()
-        self._process.wait(patience(180))
+        self._process.wait(timeout)
         self.power_off()
 
     def save(self, folder: Path) -> None:
@@ -160,7 +159,7 @@ class VM:
     def sh(
         self,
         cmd: str,
-        timeout: float | None = None,
+        timeout: float = 120,
         *,
         stdin: str = "",
         env: dict[str, str] | None = None,
@@ -282,7 +281,7 @@ class VM:
         self.qmp.execute(command, uri=uri)
         ends = ("completed", "failed")
         event = self.qmp.wait_event(
-            lambda e: e["event"] == "MIGRATION" and e["data"]["status"] in ends
+            lambda e: e["event"] == "MIGRATION" and e["data"]["status"] in ends, timeout=60
         )
         if event["data"]["status"] == "failed":
             raise QmpError(f"{command} failed\n{self.log()}")

@@ -138,7 +138,7 @@ class Host:
         self,
         argv: Argv,
         *,
-        timeout: float | None = None,
+        timeout: float = 120,
         env: Mapping[str, str] | None = None,
         check: bool = True,
         stdin: str = "",

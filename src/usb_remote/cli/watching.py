@@ -22,16 +22,9 @@ SILENCE = 3.0
 """Seconds after which a watch says that there is nobody to watch."""
 
 
-def watch(
-    config: Config,
-    option: Path | None,
-    host: str | None,
-    *,
-    as_json: bool,
-    silence: float = SILENCE,
-) -> None:
+def watch(config: Config, option: Path | None, host: str | None, *, as_json: bool) -> None:
     told = _told(Hook(config.on_event), wiring.changes(config, host, option))
-    wiring.run(_print_changes(told, host, silence) if as_json else _show_table(told))
+    wiring.run(_print_changes(told, host) if as_json else _show_table(told))
 
 
 async def _told(
@@ -55,11 +48,9 @@ async def _told(
         await hook.stop()
 
 
-async def _print_changes(
-    told: AsyncIterator[tuple[Change, list[Event]]], host: str | None, patience: float
-) -> None:
+async def _print_changes(told: AsyncIterator[tuple[Change, list[Event]]], host: str | None) -> None:
     nobody = f"no usb-remote server{f' that is called {host}' if host else ''} yet; waiting for one"
-    silence = asyncio.get_running_loop().call_later(patience, output.note, nobody)
+    silence = asyncio.get_running_loop().call_later(SILENCE, output.note, nobody)
     async for change, _ in told:
         silence.cancel()
         if change.listing is None:

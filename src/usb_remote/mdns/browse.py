@@ -1,35 +1,23 @@
-"""Find servers: one quick look, or an endless one."""
+"""Find servers: one quick look, or an endless one.
+
+Rule of this file: when to ask, and on which sockets; what the answers say is for heard.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
-from zeroconf import (
-    DNSAddress,
-    DNSIncoming,
-    DNSOutgoing,
-    DNSPointer,
-    DNSQuestion,
-    DNSRecord,
-    DNSService,
-    DNSText,
-)
-
-from usb_remote.mdns import TYPE, ways
+from usb_remote.mdns import ways
+from usb_remote.mdns.heard import MAX_SERVERS, Heard, question
 from usb_remote.model import Server
-from usb_remote.values import clean
 
 log = logging.getLogger(__name__)
 
-PTR, IN, QU = 12, 1, 0x8000
-"""RFC 1035, 3.2.2 and 3.2.4; the QU bit of a question is RFC 6762, 5.4."""
-MAX_KNOWN = 20
-"""Known answers in a question: more fill two packets, and zeroconf answers those 0.4 s late."""
 SHOTS = (0.0, 0.06, 0.2)
 """Seconds at which the question is asked: at 10 % loss each way three find all of 10 (FACTS)."""
 LEAST, QUIET = 0.25, 0.1
@@ -40,13 +28,63 @@ LONGEST = 3.0
 """A browse ends after 3 s all the same: a neighbour that changes for ever is not waited for."""
 BROWSE_INTERVALS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds between the browses of an endless one; announcements are heard in between."""
-MAX_SERVERS = 1024
-"""Most servers that one browse believes in."""
-MAX_ADDRESSES = 64
-"""Most addresses of one server."""
 
 
-async def browse(
+@dataclass(frozen=True)
+class Pace:
+    """When a browse asks, and how long it listens: see the constants of these names."""
+
+    shots: tuple[float, ...] = SHOTS
+    least: float = LEAST
+    quiet: float = QUIET
+    answer: float = ANSWER
+    longest: float = LONGEST
+
+
+class Schedule:
+    """The moments of one browse, by whatever clock.
+
+    Args:
+        start: when it began.
+        wait: seconds to look at least; 0 means as long as it takes.
+        pace: how often to ask, and how long to listen.
+
+    """
+
+    def __init__(self, start: float, wait: float = 0, pace: Pace = Pace()) -> None:
+        self._shots = [start + shot for shot in pace.shots]
+        self._least = start + max(pace.least, wait)
+        self._longest = start + max(pace.longest, wait)
+        self._pace = pace
+        self._last = self._asked = start
+
+    def asks(self, now: float) -> bool:
+        """Whether it is time to ask (again); says so once for each question."""
+        if not self._shots or now < self._shots[0]:
+            return False
+        del self._shots[0]
+        self._asked = now
+        return True
+
+    def heard(self, now: float) -> None:
+        """A server has come: there may be more."""
+        self._last = now
+
+    def is_over(self, now: float) -> bool:
+        return not self._shots and now >= self._end
+
+    @property
+    def next(self) -> float:
+        """When there is something to do even if nothing comes."""
+        return self._shots[0] if self._shots else self._end
+
+    @property
+    def _end(self) -> float:
+        quiet = max(self._least, self._last + self._pace.quiet)
+        return max(min(quiet, self._longest), self._asked + self._pace.answer)
+
+
+def browse(
     wait: float = 0, *, loopback: bool = False, again: bool = False
 ) -> AsyncIterator[Server]:
     """Ask once who is there; each server is yielded the moment its records are in.
@@ -60,40 +98,61 @@ async def browse(
         OSError: no question could be asked at all.
 
     """
-    async with _asking(loopback, again) as (heard, ask):
+    return browse_by(_ways(loopback), partial(Schedule, wait=wait), again=again)
+
+
+async def browse_by(
+    opened: Iterable[ways.Way],
+    begin: Callable[[float], Schedule] = Schedule,
+    *,
+    again: bool = False,
+) -> AsyncGenerator[Server, None]:
+    """The same by these ways out of this machine, which are closed at the end.
+
+    Args:
+        opened: the ways.
+        begin: makes the schedule of a browse that begins at this time of the loop.
+        again: see :func:`browse`.
+
+    """
+    servers = asyncio.Queue[Server](MAX_SERVERS)
+    async with _asking(opened, Heard(again), servers) as ask:
         loop = asyncio.get_running_loop()
-        start = last = asked = loop.time()
-        shots = list(SHOTS)
+        schedule = begin(loop.time())
         while True:
             now = loop.time()
-            if shots and now >= start + shots[0]:
-                shots.pop(0)
-                ask(heard.known)
-                asked = now
-            quiet = max(start + max(LEAST, wait), last + QUIET)
-            end = max(min(quiet, start + max(LONGEST, wait)), asked + ANSWER)
-            if now >= end and not shots:
-                for server in heard.waiting():  # it came while this process was not scheduled
-                    yield server
+            if schedule.asks(now):
+                ask()
+            if schedule.is_over(now):
+                while not servers.empty():  # it came while this process was not scheduled
+                    yield servers.get_nowait()
                 return
             try:
-                async with asyncio.timeout_at(start + shots[0] if shots else end):
-                    server = await heard.next_server()
+                async with asyncio.timeout_at(schedule.next):
+                    server = await servers.get()
             except TimeoutError:
                 continue
-            last = loop.time()
+            schedule.heard(loop.time())
             yield server  # not inside: the time-out would cancel whoever takes it
 
 
-async def browse_for_ever() -> AsyncIterator[Server]:
+async def browse_for_ever(
+    look: Callable[[float], AsyncIterator[Server]] = partial(browse, again=True),
+    intervals: Iterable[float] = BROWSE_INTERVALS,
+) -> AsyncIterator[Server]:
     """Servers as they come, change or announce themselves again, for ever.
 
     We ask less and less often. Without multicast there is one warning, and the wait goes on.
+
+    Args:
+        look: looks for so many seconds.
+        intervals: seconds between two looks; the last one counts for all that follow.
+
     """
     warned = False
-    for interval in _intervals():
+    for interval in _with_the_last_for_ever(intervals):
         try:
-            async for server in browse(interval, again=True):
+            async for server in look(interval):
                 yield server
         except OSError as error:
             log.log(logging.DEBUG if warned else logging.WARNING, "no mDNS: %s", error)
@@ -101,155 +160,49 @@ async def browse_for_ever() -> AsyncIterator[Server]:
             await asyncio.sleep(interval)
 
 
-def _intervals() -> Iterator[float]:
-    yield from BROWSE_INTERVALS
+def _with_the_last_for_ever(intervals: Iterable[float]) -> Iterator[float]:
+    interval = 0.0
+    for interval in intervals:
+        yield interval
     while True:
-        yield BROWSE_INTERVALS[-1]
+        yield interval
 
 
-class _Heard:
-    """What the answers say, record by record, until a server is complete."""
-
-    def __init__(self, again: bool = False) -> None:
-        self._again = again
-        self._pointers: dict[str, DNSPointer] = {}
-        self._services: dict[str, DNSService] = {}
-        self._texts: dict[str, DNSText] = {}
-        self._addresses: dict[str, dict[str, None]] = {}
-        self._told: dict[str, Server] = {}
-        self._servers: asyncio.Queue[Server] = asyncio.Queue()
-
-    @property
-    def known(self) -> list[DNSPointer]:
-        """What we need not hear again (RFC 6762, 7.1)."""
-        return [p for name, p in self._pointers.items() if name in self._told]
-
-    async def next_server(self) -> Server:
-        return await self._servers.get()
-
-    def waiting(self) -> Iterator[Server]:
-        """What was heard and not taken yet."""
-        while not self._servers.empty():
-            yield self._servers.get_nowait()
-
-    def receive(self, data: bytes, sender: str, scope: str) -> None:
-        """Take in a packet; one that is not a valid answer is ignored.
-
-        Args:
-            data: the packet.
-            sender: address it came from, which can evidently be reached.
-            scope: interface it came in on.
-
-        """
-        packet = DNSIncoming(data)
-        if not packet.valid or not packet.is_response():
-            return
-        for record in packet.answers():
-            self._note(record, scope)
-        for name in list(self._pointers):
-            self._tell(name, sender)
-
-    def _note(self, record: DNSRecord, scope: str) -> None:
-        if isinstance(record, DNSPointer) and record.key == TYPE:
-            self._note_pointer(record)
-        elif len(self._pointers) >= MAX_SERVERS:
-            return
-        elif isinstance(record, DNSService):
-            self._services[record.key] = record
-        elif isinstance(record, DNSText):
-            self._texts[record.key] = record
-        elif isinstance(record, DNSAddress):
-            addresses = self._addresses.setdefault(record.key, {})
-            if len(addresses) < MAX_ADDRESSES:
-                addresses[_with_scope(record.address, scope)] = None
-
-    def _note_pointer(self, pointer: DNSPointer) -> None:
-        if pointer.ttl == 0:  # goodbye
-            self._pointers.pop(pointer.alias_key, None)
-            self._told.pop(pointer.alias_key, None)
-        elif len(self._pointers) < MAX_SERVERS:
-            self._pointers.setdefault(pointer.alias_key, pointer)
-            if self._again:
-                self._told.pop(pointer.alias_key, None)
-
-    def _tell(self, name: str, sender: str) -> None:
-        service, text = self._services.get(name), self._texts.get(name)
-        if service is None or text is None or service.server_key not in self._addresses:
-            return
-        addresses = self._addresses[service.server_key]
-        server = _server(name, service, text, list(addresses), sender)
-        told = self._told.get(name)
-        if told is None or set(told.addresses) != set(server.addresses):
-            self._told[name] = server
-            if self._servers.qsize() < MAX_SERVERS:
-                self._servers.put_nowait(server)
+def _ways(loopback: bool) -> Iterator[ways.Way]:
+    yield from ways.open_ways(list_interfaces(loopback))
 
 
-def _server(
-    name: str, service: DNSService, text: DNSText, addresses: list[str], sender: str
-) -> Server:
-    """What the records say; a peer's TXT is untrusted, a wrong number is a missing one."""
-    values = _txt(text.text)
-    first = [a for a in addresses if a.partition("%")[0] == sender.partition("%")[0]]
-    return Server(
-        id=values.get("id") or None,
-        name=values.get("name") or name.removesuffix("." + TYPE),
-        addresses=tuple(dict.fromkeys((*first, *addresses))),
-        port=service.port,
-        usbip_port=_port(values.get("usbip", "")) or 3240,
-        version=values.get("version"),
-    )
-
-
-def _port(text: str) -> int:
-    """A TCP port, 0 for anything else."""
-    number = int(text) if text.isdecimal() and len(text) < 6 else 0
-    return number if number < 1 << 16 else 0
-
-
-def _txt(data: bytes) -> dict[str, str]:
-    """Strings ``key=value``, each after its length (RFC 6763, 6.3); the first of a key counts."""
-    values: dict[str, str] = {}
-    while data:
-        size = data[0]
-        key, _, value = data[1 : 1 + size].decode(errors="replace").partition("=")
-        values.setdefault(key.lower(), clean(value))
-        data = data[1 + size :]
-    return values
-
-
-def _with_scope(packed: bytes, scope: str) -> str:
-    """An address as text; a link-local one is only good with its interface."""
-    address = ipaddress.ip_address(packed)
-    return f"{address}%{scope}" if address.version == 6 and address.is_link_local else str(address)
-
-
-_Ask = Callable[[list[DNSPointer]], None]
+def list_interfaces(loopback: bool) -> list[ways.Interface]:
+    """Where to ask: on this machine too, and there only on request."""
+    here = [] if loopback else ways.list_interfaces(loopback=True)
+    return list(dict.fromkeys((*ways.list_interfaces(loopback=loopback), *here)))
 
 
 class _Ear(asyncio.DatagramProtocol):
-    def __init__(self, heard: _Heard, scope: str) -> None:
+    def __init__(self, heard: Heard, servers: asyncio.Queue[Server], scope: str) -> None:
         self._heard = heard
+        self._servers = servers
         self._scope = scope
 
     def datagram_received(self, data: bytes, sender: tuple[str, int]) -> None:
-        self._heard.receive(data, sender[0], self._scope)
+        for server in self._heard.receive(data, sender[0], self._scope):
+            with contextlib.suppress(asyncio.QueueFull):  # nobody takes them
+                self._servers.put_nowait(server)
 
     def error_received(self, error: Exception) -> None:
         log.debug("mDNS on %s: %s", self._scope, error)
 
 
 @contextlib.asynccontextmanager
-async def _asking(loopback: bool, again: bool) -> AsyncIterator[tuple[_Heard, _Ask]]:
-    """What is heard, and a function that asks everywhere."""
+async def _asking(
+    opened: Iterable[ways.Way], heard: Heard, servers: asyncio.Queue[Server]
+) -> AsyncIterator[Callable[[], None]]:
+    """A function that asks everywhere; who answers is put into the queue."""
     loop = asyncio.get_running_loop()
-    heard = _Heard(again)
     asking: list[tuple[asyncio.DatagramTransport, ways.Target]] = []
     async with contextlib.AsyncExitStack() as stack:
-        here = [] if loopback else ways.list_interfaces(loopback=True)
-        everywhere = dict.fromkeys((*ways.list_interfaces(loopback=loopback), *here))
-        for way in ways.open_ways(everywhere):
-            ear = partial(_Ear, heard, way.interface.name)
+        for way in opened:
+            ear = partial(_Ear, heard, servers, way.interface.name)
             transport, _ = await loop.create_datagram_endpoint(ear, sock=way.connection)
             stack.callback(transport.abort)
             if way.target is not None:
@@ -257,20 +210,10 @@ async def _asking(loopback: bool, again: bool) -> AsyncIterator[tuple[_Heard, _A
         if not asking:
             raise OSError("no network interface to ask on")
 
-        def ask(known: list[DNSPointer]) -> None:
-            packet = question(known)
+        def ask() -> None:
+            packet = question(heard.known)
             for transport, target in asking:
                 transport.sendto(packet, target)
 
-        yield heard, ask
+        yield ask
     await asyncio.sleep(0)  # so that the sockets are closed before the loop may be
-
-
-def question(known: Sequence[DNSPointer] = ()) -> bytes:
-    """Who offers our service? Answer straight to me (the QU bit)."""
-    out = DNSOutgoing(0)
-    out.add_question(DNSQuestion(TYPE, PTR, IN | QU))
-    for pointer in known[:MAX_KNOWN]:
-        out.add_answer_at_time(pointer, 0)
-    packets: list[bytes] = out.packets()
-    return packets[0]

@@ -12,7 +12,8 @@ import socket
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from usb_remote.mdns import browse, ways
+from usb_remote.mdns import ways
+from usb_remote.mdns.heard import question
 
 LISTEN = 0.3
 """Seconds to hear ourselves; it takes less than a millisecond."""
@@ -70,7 +71,7 @@ def _ask(way: ways.Way) -> OSError | None:
     """Send the question; returns why that is impossible."""
     assert way.target is not None
     try:
-        way.connection.sendto(browse.question(), way.target)
+        way.connection.sendto(question(), way.target)
     except OSError as error:
         return error
     return None
