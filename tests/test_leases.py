@@ -365,7 +365,7 @@ async def test_a_connection_from_before_its_address_was_forbidden_gets_nothing(
 
 async def test_who_imports_while_the_server_starts_keeps_the_device() -> None:
     server = Server()
-    server.kernel.leave_behind(PLACE)
+    server.connections.enter_context(server.kernel.leave_behind(PLACE))
     server.kernel.free.clear()
     starting = asyncio.create_task(server.leases.start())
     await eventually(lambda: ("wait_free", PLACE) in server.kernel.calls)

@@ -111,7 +111,13 @@ class HandOver:
     # -- what an end is
 
     async def _end(
-        self, bus_id: BusId, lease: Lease, why: Cause | End, by: str | None = None
+        self,
+        bus_id: BusId,
+        lease: Lease,
+        why: Cause | End,
+        by: str | None = None,
+        *,
+        call_next: bool = True,
     ) -> bool:
         """Close a session and wait for the kernel to have the device ready again.
 
@@ -125,7 +131,8 @@ class HandOver:
         self._ends.remove(session)
         lease.stop_timers()
         lease.leaving = holder  # so that nobody sees it end without its cause
-        is_called = lease.is_called = why is End.BY_PEER and self._call_next(bus_id, lease)
+        may_call = call_next and why is End.BY_PEER
+        is_called = lease.is_called = may_call and self._call_next(bus_id, lease)
         await self._host.release(bus_id)
         await self._host.wait_free(bus_id, self._times.reset)
         session.close()
@@ -134,6 +141,7 @@ class HandOver:
         lease.session, lease.is_called = None, False
         if not is_called:
             lease.clear()
+        # not before: while a device is pulled, its connection goes first
         cause = why if isinstance(why, Cause) else self._cause(device, why)
         self._record_end(device, holder, cause, by)
         lease.leaving = None

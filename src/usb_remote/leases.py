@@ -164,9 +164,9 @@ class Leases(HandOver):
     async def _take_now(self, device: Device, lease: Lease, wish: Wish, is_open: bool) -> None:
         if not is_open:
             await self._take_over(device, lease, wish.holder)
-        elif lease.session is not None and lease.device is not None:
-            cause = self._cause(lease.device, self._ends.how(lease.session))
-            await self._end(device.bus_id, lease, cause)
+        elif lease.session is not None:
+            how = self._ends.how(lease.session)
+            await self._end(device.bus_id, lease, how, call_next=False)
         self._hold(device, lease, wish)
 
     async def _is_open(self, lease: Lease, holder: Holder) -> bool:
@@ -293,7 +293,7 @@ class Leases(HandOver):
             try:
                 record = await self._begin(connection, bus_id, lease, address)
             except errors.UsbRemoteError as error:
-                if early is not None:
+                if early is not None and lease.session is None:
                     lease.fault = error  # its client will ask
                 raise
         if early is None:

@@ -12,7 +12,6 @@ import logging
 import select
 import socket
 import struct
-import time
 from collections.abc import Callable
 from enum import Enum, auto
 from pathlib import Path
@@ -103,10 +102,11 @@ async def is_alive(connection: socket.socket) -> bool:
     The shorter idle time is what makes the kernel ask now (tcp(7); net/ipv4/tcp.c,
     tcp_sock_set_keepidle).
     """
-    begin = time.monotonic()
+    clock = asyncio.get_running_loop().time
+    begin = clock()
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
     try:
-        while (waited := time.monotonic() - begin) < PROOF:
+        while (waited := clock() - begin) < PROOF:
             state, silent = _state(connection)
             if state != _ESTABLISHED:
                 return False

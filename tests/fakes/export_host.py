@@ -108,13 +108,15 @@ class FakeHost:
         self._leaving.discard(bus_id)
         del self.plugged[bus_id], self.drivers[bus_id]
 
-    def leave_behind(self, bus_id: BusId) -> None:
-        """A server was killed in the middle of a session; the kernel goes on with it."""
-        ours, theirs = socket.socketpair()
-        ours.close()
+    def leave_behind(self, bus_id: BusId) -> socket.socket:
+        """A server was killed in the middle of a session, and the kernel goes on with it.
+
+        Returns the client's end.
+        """
+        client, self.sessions[bus_id] = socket.socketpair()
         self._entries.add(bus_id)
         self.drivers[bus_id] = USBIP
-        self.sessions[bus_id] = theirs
+        return client
 
     def notice_end(self, bus_id: BusId) -> None:
         """The kernel reads the end of a session's connection, and resets the device."""
@@ -159,7 +161,7 @@ class FakeHost:
             return None
         return USED if bus_id in self.sessions or self._is_reset(bus_id) else FREE
 
-    def _look(self, bus_id: BusId) -> None:
+    def look(self, bus_id: BusId) -> None:
         """The kernel sees by itself that a client has hung up."""
         session = self.sessions.get(bus_id)
         if session is not None:
@@ -205,6 +207,8 @@ class FakeHost:
         if bus_id in self.bound:
             return
         self.check()
+        if bus_id in self.plugged and self.plugged[bus_id].state is State.PROTECTED:
+            self.wrongs.append(f"{bus_id} is protected, and was to be bound")
         await self._kernel(
             lambda: self._enter(bus_id),
             lambda: self._unbind_own(bus_id),
@@ -228,8 +232,9 @@ class FakeHost:
         if number:
             self._probe(bus_id)
             raise errors.SystemFault(f"cannot bind {bus_id}: {os.strerror(number)} (bind)")
-        if self.plugged[bus_id].state is State.PROTECTED:
-            self.wrongs.append(f"{bus_id} is protected, and was bound")
+        if self.plugged[bus_id].state is State.PROTECTED:  # what guards it came meanwhile
+            self._probe(bus_id)
+            raise errors.Refused(f"{bus_id} is protected")
         self.drivers[bus_id] = USBIP
 
     def _probe(self, bus_id: BusId) -> None:
@@ -255,7 +260,7 @@ class FakeHost:
     async def export(self, bus_id: BusId, fd: int) -> None:
         """The write waits for the end of a reset."""
         self.calls.append(("export", bus_id))
-        self._look(bus_id)
+        self.look(bus_id)
         while bus_id in self.plugged and self._is_reset(bus_id):  # noqa: ASYNC110 - as above
             await asyncio.sleep(_LOOK_AGAIN)
         await self._kernel(lambda: self._export(bus_id, fd))
@@ -283,6 +288,6 @@ class FakeHost:
                     await asyncio.sleep(_LOOK_AGAIN)
 
     def _is_in_between(self, bus_id: BusId) -> bool:
-        self._look(bus_id)
+        self.look(bus_id)
         status = self.status(bus_id)
         return status == USED or (status is None and bus_id in self.bound)
