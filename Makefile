@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check docs generate screenshots dist bench clean
+.PHONY: demo test check coverage soak docs generate screenshots dist bench clean
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -20,15 +20,25 @@ demo: .venv/installed  ## show the main job on devices that are programs
 	@$(BIN)/usb-remote demo
 
 test: .venv/ready  ## run the tests; those that lack root or Debian packages say so and are skipped
-	@$(BIN)/pytest -n 2 --dist worksteal
+	@$(BIN)/pytest -n 4 --dist worksteal -m "not docs and not soak" --ignore tests/kernel tests
+	@$(BIN)/pytest -n 2 --dist load --maxschedchunk 1 -m "not soak" tests/kernel
 
 check: .venv/ready  ## format, lint, types, imports, docs
 	$(BIN)/ruff format --check src tests bench tools docs/conf.py
 	$(BIN)/ruff check src tests bench tools docs/conf.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q $(patsubst %,tests/test_%.py,\
-		docs generated site reference_pages protocol_page troubleshooting)
+	$(BIN)/pytest -q -n 2 --dist worksteal -m docs --ignore tests/kernel --ignore tests/network tests
+
+coverage: .venv/ready  ## what the tests that need no root reach; fails below the floor in pyproject.toml
+	@$(BIN)/pytest -q -n 4 --dist worksteal --ignore tests/kernel --ignore tests/network \
+		--cov --cov-report=term:skip-covered tests
+
+soak: export USB_REMOTE_SEED := $(or $(SEED),$(shell date +%s))
+soak: export USB_REMOTE_SOAK := $(or $(MINUTES),10)
+soak: .venv/ready  ## the long and the random tests, another day each time; SEED=… repeats one
+	@$(BIN)/pytest -v -m soak tests
+	@$(BIN)/pytest -v tests/kernel/test_soak.py
 
 docs: .venv/ready  ## build the documentation as a site: site/index.html
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env docs site
@@ -47,4 +57,4 @@ bench: .venv/ready  ## measure against the alternatives; docs/explanations/perfo
 	@$(BIN)/python -m bench
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build site
+	rm -rf .venv .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build site

@@ -1,7 +1,7 @@
 """What all tests share without asking: leak guards, and the fixtures of more than one file.
 
 What is imported by name is in the modules beside this one: serving, residing, importing, commands,
-talking, trees, waiting. They never import this one.
+talking, trees, waiting, patience, kinds, ledger. They never import this one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import interrupts, kinds
+from tests.ledger import Ledger
+from tests.patience import factor
 from tests.residing import Here, residing
 from tests.serving import QUICK, Running, at, running_server
 from tests.trees import Tree
@@ -24,6 +27,25 @@ from usb_remote.virtual import KINDS
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")
+SEED = int(os.environ.get("USB_REMOTE_SEED") or 11)
+"""What all random choices of a run begin with; `make soak` takes another one each time."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    interrupts.give_to_programs()
+    config.option.hypothesis_seed = config.option.hypothesis_seed or SEED
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Ledger(SEED), "usb-remote-ledger")
+
+
+def pytest_report_header() -> str:
+    return f"usb-remote: USB_REMOTE_SEED={SEED}, {factor():.1f} times slower than usual"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    kinds.mark(items)
+    kinds.longest_first(items)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import socket
 
 import pytest
 
+from tests.patience import patience
 from tests.waiting import eventually
 from usb_remote import claims, errors
 
@@ -23,6 +25,11 @@ async def test_who_waits_has_it_as_soon_as_it_is_dropped() -> None:
     mine.drop()
     (await asyncio.wait_for(waiting, claims.LOOK_AGAIN / 2)).drop()
     mine.drop()  # which does nothing any more
+    again = claims.claim(NAME)
+    assert again is not None
+    mine.drop()  # and takes it from nobody
+    assert claims.claim(NAME) is None
+    again.drop()
 
 
 async def test_in_time_or_not_at_all() -> None:
@@ -35,9 +42,9 @@ async def test_in_time_or_not_at_all() -> None:
 
 
 async def test_those_who_gave_up_are_in_nobodys_way() -> None:
-    mine = claims.claim(NAME)
+    mine = claims.claim(NAME, max_waiting=2)
     assert mine is not None
-    for _ in range(3 * claims.MAX_WAITING):
+    for _ in range(3 * 2):
         waiting = asyncio.create_task(claims.wait_for(NAME, None))
         await eventually(lambda: mine._waiting)
         waiting.cancel()
@@ -50,15 +57,15 @@ async def test_those_who_gave_up_are_in_nobodys_way() -> None:
 
 
 async def test_however_many_wait_they_sleep() -> None:
-    mine = claims.claim(NAME)
+    mine = claims.claim(NAME, max_waiting=4)
     assert mine is not None
-    waiting = [asyncio.create_task(claims.wait_for(NAME, 1.5)) for _ in range(200)]
-    await eventually(lambda: len(mine._waiting) == claims.MAX_WAITING)
+    waiting = [asyncio.create_task(claims.wait_for(NAME, 0.6)) for _ in range(20)]
+    await eventually(lambda: len(mine._waiting) == 4)
     before = resource.getrusage(resource.RUSAGE_SELF)
     failures = await asyncio.gather(*waiting, return_exceptions=True)
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert {type(failure) for failure in failures} == {errors.Busy}
-    assert after.ru_utime - before.ru_utime < 1.2  # spinning would take all of it
+    assert after.ru_utime - before.ru_utime < 0.3  # spinning would take all of it
     mine.drop()
 
 
@@ -70,3 +77,47 @@ async def test_a_name_may_be_long(name: str) -> None:
     assert claims.claim(name) is None
     mine.drop()
     other.drop()
+
+
+async def test_who_fills_the_last_place_closes_the_door_until_somebody_leaves() -> None:
+    """More than that are not let in: each would cost the holder a descriptor."""
+    mine = claims.claim(NAME, max_waiting=2)
+    assert mine is not None
+    waiting = [asyncio.create_task(claims.wait_for(NAME, None)) for _ in range(6)]
+    await eventually(lambda: len(mine._waiting) == 2)
+    waiting[0].cancel()
+    waiting[1].cancel()
+    await asyncio.gather(*waiting[:2], return_exceptions=True)
+    await eventually(lambda: len(mine._waiting) == 2)  # the next ones
+    assert len(mine._waiting) == 2
+    mine.drop()
+    for task in asyncio.as_completed(waiting[2:], timeout=patience(30)):
+        (await task).drop()  # one after the other, each as the one before drops it
+
+
+async def test_a_turn_is_left_and_taken_again() -> None:
+    async with claims.Turn(NAME, 0) as turn:
+        assert not turn.was_left
+        await turn.resume()  # it is ours already
+        with pytest.raises(errors.Busy):
+            await claims.Turn(NAME, 0).__aenter__()
+        turn.leave()
+        async with claims.Turn(NAME, 0):
+            with pytest.raises(errors.Busy):
+                await turn.resume()
+        await turn.resume()
+        assert turn.was_left
+        assert claims.claim(NAME) is None
+    free = claims.claim(NAME)
+    assert free is not None
+    free.drop()
+
+
+async def test_who_waits_looks_again_even_if_nobody_tells_him() -> None:
+    """A holder that is stopped lets nobody in, and when it ends, those that it did not let in."""
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(claims._address(NAME))  # bound, but it does not listen
+        waiting = asyncio.create_task(claims.wait_for(NAME, None))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+    (await asyncio.wait_for(waiting, patience(10))).drop()

@@ -18,6 +18,8 @@ from usb_remote import agent_protocol, aio, config, errors, events, hooks, model
 from usb_remote.cli.app import app
 from usb_remote.doctor import report
 
+pytestmark = pytest.mark.docs
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")])
 LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]+)(#[^)]*)?\)")

@@ -14,6 +14,8 @@ from tools.commands import program
 
 from usb_remote.errors import Exit
 
+pytestmark = pytest.mark.docs
+
 FILES = dict(generated.files())
 BASH = generated.SHARE / "bash-completion/completions/usb-remote"
 ZSH = generated.SHARE / "zsh/site-functions/_usb-remote"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import resource
 import signal
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import patience
 from tests.serving import running_server
 from tests.waiting import eventually
 from usb_remote import hooks
@@ -48,7 +50,8 @@ def run(caplog: pytest.LogCaptureFixture) -> Run:
         started = time.monotonic()
         for _ in range(times):
             hook(event)
-        await hook.stop()
+        async with asyncio.timeout(patience(60)):
+            await hook.stop()
         return time.monotonic() - started
 
     return run
@@ -127,8 +130,9 @@ async def test_a_command_that_hangs_is_killed_with_its_children(
     run: Run, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     script = f"echo $$ > {tmp_path}/1; sleep 99 & echo $! > {tmp_path}/2; wait"
-    assert await run("sh", "-c", script, limit=2) < 30
-    assert "took over 2 s: killed" in caplog.text
+    limit = patience(0.5)
+    assert await run("sh", "-c", script, limit=limit) < patience(30)
+    assert f"took over {limit:g} s: killed" in caplog.text
     for name in ("1", "2"):
         pid = int((tmp_path / name).read_text())
         await eventually(lambda pid=pid: not is_running(pid))
@@ -137,15 +141,16 @@ async def test_a_command_that_hangs_is_killed_with_its_children(
 async def test_what_a_command_said_before_it_hung_is_in_the_log(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await run("sh", "-c", "echo cannot reach the wiki; sleep 99", limit=2)
+    limit = patience(0.5)
+    await run("sh", "-c", "echo cannot reach the wiki; sleep 99", limit=limit)
     assert caplog.messages == [
-        "on_event: cannot reach the wiki", "on_event for ended took over 2 s: killed",
+        "on_event: cannot reach the wiki", f"on_event for ended took over {limit:g} s: killed",
     ]  # fmt: skip
 
 
 async def test_children_that_stay_behind_are_killed_too(run: Run, tmp_path: Path) -> None:
     script = f"sleep 99 >/dev/null 2>&1 & echo $! > {tmp_path}/1"
-    assert await run("sh", "-c", script) < 30
+    assert await run("sh", "-c", script) < patience(30)
     pid = int((tmp_path / "1").read_text())
     await eventually(lambda: not is_running(pid))
 
@@ -154,14 +159,14 @@ async def test_a_daemon_that_keeps_the_output_open_delays_nothing_beyond_the_lim
     run: Run,
 ) -> None:
     """It has a session of its own, so nothing can know that it belongs to the command."""
-    assert await run("setsid", "--fork", "sleep", "60", limit=0.3) < 30
+    assert await run("setsid", "--fork", "sleep", "60", limit=0.3) < patience(30)
 
 
-async def test_a_gigabyte_of_output_costs_little(
-    run: Run, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_much_output_costs_little(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """200 MB take not even 50."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert await run("head", "-c", "1000000000", "/dev/zero", limit=60) < 60
+    await run("head", "-c", "200000000", "/dev/zero", limit=patience(30))
+    assert "killed" not in caplog.text
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
     assert sum(map(len, caplog.messages)) < 2 * hooks.MAX_OUTPUT
 
@@ -174,7 +179,7 @@ async def test_many_lines_of_output_are_cut(run: Run, caplog: pytest.LogCaptureF
 async def test_output_without_an_end_ends_with_the_limit(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert await run("yes", limit=0.3) < 30
+    assert await run("yes", limit=0.1) < patience(30)
     assert "killed" in caplog.text
 
 
@@ -183,15 +188,21 @@ async def test_it_need_not_read_its_input(
     run: Run, caplog: pytest.LogCaptureFixture, command: list[str]
 ) -> None:
     big = EVENT.model_copy(update={"note": "x" * 1_000_000})
-    assert await run(*command, event=big) < 30
+    assert await run(*command, event=big) < patience(30)
     assert [r.message for r in caplog.records if r.levelno > logging.WARNING] == []
 
 
 async def test_only_a_few_run_at_a_time(run: Run, tmp_path: Path) -> None:
-    script = f"echo + >> {tmp_path}/log; sleep 1; echo - >> {tmp_path}/log"
-    await run("sh", "-c", script, times=2 * hooks.AT_A_TIME)
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    log.touch()
+    script = f"echo + >> {log}; while [ ! -e {gate} ]; do sleep 0.01; done; echo - >> {log}"
+    all_of_them = asyncio.create_task(run("sh", "-c", script, times=2 * hooks.AT_A_TIME, limit=60))
+    await eventually(lambda: log.read_text().count("+") >= hooks.AT_A_TIME)
+    await asyncio.sleep(0.1)  # in which a fifth would come
+    gate.touch()
+    await all_of_them
     running = most = 0
-    for sign in (tmp_path / "log").read_text().split():
+    for sign in log.read_text().split():
         running += 1 if sign == "+" else -1
         most = max(most, running)
     assert most == hooks.AT_A_TIME
@@ -223,17 +234,26 @@ async def test_who_is_killed_is_waited_for_whoever_is_in_a_hurry(
 async def test_beyond_a_number_events_are_dropped_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    hook = Hook(["sleep", "99"], "bench", 0.1)
+    hook = Hook(["sleep", "99"], "bench", 0.1, 0.0)
     for _ in range(hooks.MAX_WAITING + 3):
         hook(PLUGGED)
     assert caplog.text.count("on_event is too slow: dropped 1209:0001@1-1 plugged") == 3
     await hook.stop()
 
 
-async def test_a_stop_waits_for_one_time_limit_whatever_is_left(run: Run) -> None:
-    assert (
-        await run("sleep", "99", times=100, limit=0.3, kill_time=0.5) < 15
-    )  # 25 times the limit would be 20
+async def test_a_stop_waits_for_one_time_limit_whatever_is_left(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is for two times as many as run at a time; with a limit for each, all would be run."""
+    await run("sleep", "99", times=100, limit=0.1, kill_time=0.05)
+    dropped = re.search(r"too slow: dropped the last (\d+) events", caplog.text)
+    assert dropped
+    assert int(dropped[1]) >= 100 - 2 * hooks.AT_A_TIME
+
+
+async def test_a_stop_waits_as_long_as_one_event_may_take(run: Run, tmp_path: Path) -> None:
+    await run("sh", "-c", f"sleep 0.3; echo x >> {tmp_path}/log", limit=10, kill_time=0)
+    assert (tmp_path / "log").read_text() == "x\n"
 
 
 async def test_what_has_happened_before_a_stop_is_still_told(run: Run, tmp_path: Path) -> None:
@@ -243,7 +263,7 @@ async def test_what_has_happened_before_a_stop_is_still_told(run: Run, tmp_path:
 
 async def test_nobody_waits_for_it() -> None:
     async with running_server("disk") as bench:
-        hook = Hook(["sleep", "99"], "bench", 0.5)
+        hook = Hook(["sleep", "99"], "bench", 0.1, 0.0)
         bench.history.on_event = hook
         started = time.monotonic()
         for _ in range(10):
@@ -252,7 +272,7 @@ async def test_nobody_waits_for_it() -> None:
             bench.devices.plug("disk")
             bench.control.refresh()
         assert len(bench.history.events) == 20
-        assert time.monotonic() - started < 30  # no 99 s
+        assert time.monotonic() - started < patience(30)  # no 99 s
         await hook.stop()
 
 

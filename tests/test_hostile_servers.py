@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.commands import COMMAND, usb_remote
+from tests.commands import Forked, usb_remote
+from tests.patience import patience
 from usb_remote import errors, protocol, replies
 from usb_remote.agent_protocol import StatusRequest
 from usb_remote.cli import table
@@ -116,12 +117,13 @@ def test_a_server_writes_nothing_but_text_on_the_terminals_of_its_clients(
 
 def test_a_server_writes_nothing_but_text_into_a_watch(tmp_path: Path) -> None:
     with answering(hostile) as port:
-        command = [*COMMAND, "--config", str(configuration(tmp_path, port)), "watch"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        words = ["--config", str(configuration(tmp_path, port)), "watch"]
+        with Forked(*words, stdout=subprocess.PIPE) as watching:
             assert watching.stdout
             line = watching.stdout.readline()
             watching.send_signal(signal.SIGINT)
-            watching.communicate(timeout=20)
+            watching.communicate(patience(20))
+    assert watching.returncode == 130
     assert_clean(line)
     assert json.loads(line)["devices"][0]["description"].startswith("d [31m")
 
@@ -130,8 +132,8 @@ def test_a_server_cannot_forge_lines_of_the_live_table(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     with (
         answering(hostile) as port,
-        subprocess.Popen(
-            [*COMMAND, "--config", str(configuration(tmp_path, port)), "watch"],
+        Forked(
+            "--config", str(configuration(tmp_path, port)), "watch",
             stdin=theirs, stdout=theirs, stderr=theirs,
             env={**os.environ, "COLUMNS": "500", "TERM": "xterm"},
         ) as watching,
@@ -141,7 +143,7 @@ def test_a_server_cannot_forge_lines_of_the_live_table(tmp_path: Path) -> None:
         while "1-1" not in seen:
             seen += os.read(ours, 65536).decode()
         watching.send_signal(signal.SIGINT)
-        watching.wait(timeout=20)
+        watching.wait(patience(20))
     os.close(ours)
     assert "\x1b]" not in seen
     assert "\x1b[31m" not in seen
@@ -225,7 +227,7 @@ async def test_a_wait_ends_in_time_although_the_server_goes_on_telling() -> None
             name="evil", addresses=("127.0.0.1",), port=server.sockets[0].getsockname()[1]
         )
         request = protocol.build(protocol.AttachRequest, {"bus": "1-1", "wait": 0.1})
-        async with await connect(there, 2) as connection, asyncio.timeout(60):
+        async with await connect(there, 0.5) as connection, asyncio.timeout(patience(60)):
             with pytest.raises(errors.Silent, match="evil did not answer within"):
                 await connection.request(request)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import COMMAND
+from tests.commands import Forked
+from tests.patience import patience
 from usb_remote import notify
 
 Listener = tuple[socket.socket, str]
@@ -93,13 +94,12 @@ def test_a_server_is_ready_when_its_ports_are_open_and_tells_of_its_end(
     systemd: Listener, tmp_path: Path
 ) -> None:
     state = {"STATE_DIRECTORY": str(tmp_path), "NOTIFY_SOCKET": systemd[1]}
-    server = subprocess.Popen(
-        [*COMMAND, "server", "--virtual", "--no-advertise",
-         "--listen", "127.0.0.1", "--port", "0", "--usbip-port", "0", "--name", "bench"],
-        stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **state},
-    )  # fmt: skip
-    with server:
-        systemd[0].settimeout(30)
+    with Forked(
+        "server", "--virtual", "--no-advertise",
+        "--listen", "127.0.0.1", "--port", "0", "--usbip-port", "0", "--name", "bench",
+        stderr=subprocess.DEVNULL, env={**os.environ, **state},
+    ) as server:  # fmt: skip
+        systemd[0].settimeout(patience(30))
         ready, status = heard(systemd)
         assert (ready, status[:24]) == ("READY=1", "STATUS=serves as bench o")
         port = int(status.split()[5])
@@ -109,4 +109,4 @@ def test_a_server_is_ready_when_its_ports_are_open_and_tells_of_its_end(
         assert heard(systemd) == ["READY=1"]
         server.terminate()
         assert heard(systemd) == ["STOPPING=1"]
-    assert server.returncode == 0
+        assert server.wait(patience(20)) == 0

@@ -28,6 +28,8 @@ from usb_remote import (
 from usb_remote.events import Event
 from usb_remote.model import Device
 
+pytestmark = pytest.mark.docs
+
 PAGE = (Path(__file__).parent.parent / "docs/reference/protocol.md").read_text()
 BLOCKS = re.findall(r"^```text\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 MESSAGES = [

@@ -54,7 +54,7 @@ async def test_it_loads_next_to_nothing(shell: Shell) -> None:
         "from usb_remote.cli import main; main()\n"
         "print(*sys.modules, file=sys.stderr)"
     )
-    status, out, err = await shell.run("-c", code)
+    status, out, err = await shell.python("-c", code)
     assert status == 0
     assert "1-1" in out
     assert not set(err.split()) & {
@@ -74,7 +74,7 @@ async def test_a_reader_that_has_gone_is_no_error(shell: Shell) -> None:
     code += (
         "import sys; sys.argv[1:] = ['list']; runpy.run_module('usb_remote', run_name='__main__')"
     )
-    assert await shell.run("-c", code) == (0, "", "")
+    assert await shell.python("-c", code) == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ async def test_whoever_may_not_use_the_socket_goes_the_ordinary_way(
         "import os, socket; from usb_remote.cli import quick; os.setuid(65534)\n"
         f"print(quick._ask({informed.socket!r}))"
     )
-    assert await shell.run("-c", code) == (0, "None\n", "")
+    assert await shell.python("-c", code) == (0, "None\n", "")
 
 
 async def test_if_all_servers_are_lost_the_ordinary_way_says_so(

@@ -14,6 +14,8 @@ from usb_remote import config, config_file, events, history, hooks, lease, model
 from usb_remote.errors import Exit
 from usb_remote.mdns import TYPE, advertise, browse, heard
 
+pytestmark = pytest.mark.docs
+
 PAGES = Path(__file__).parent.parent / "docs/reference"
 
 

@@ -29,8 +29,9 @@ MAX_WAITING = 64
 class Claim:
     """Ours until it is dropped. Who waits for it is connected to it, until either of us ends."""
 
-    def __init__(self, name: str, listening: socket.socket) -> None:
+    def __init__(self, name: str, listening: socket.socket, max_waiting: int) -> None:
         self.name = name
+        self._max_waiting = max_waiting
         self._listening = listening
         self._waiting: set[socket.socket] = set()
         self._loop = asyncio.get_running_loop()
@@ -54,7 +55,7 @@ class Claim:
             return
         self._waiting.add(waiting)
         self._loop.add_reader(waiting, self._leave, waiting)
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= self._max_waiting:
             self._loop.remove_reader(self._listening)
 
     def _leave(self, waiting: socket.socket) -> None:
@@ -67,8 +68,14 @@ class Claim:
         waiting.close()
 
 
-def claim(name: str) -> Claim | None:
-    """Claim it now; None if another program has it."""
+def claim(name: str, max_waiting: int = MAX_WAITING) -> Claim | None:
+    """Claim it now; None if another program has it.
+
+    Args:
+        name: of what is claimed.
+        max_waiting: programs that are told at once when it is dropped.
+
+    """
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listening.bind(_address(name))
@@ -77,8 +84,8 @@ def claim(name: str) -> Claim | None:
         if error.errno != errno.EADDRINUSE:
             raise
         return None
-    listening.listen(MAX_WAITING)
-    return Claim(name, listening)
+    listening.listen(max_waiting)
+    return Claim(name, listening, max_waiting)
 
 
 def _address(name: str) -> str:

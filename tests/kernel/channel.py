@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.patience import patience
+
 Message = dict[str, Any]
 
 
@@ -20,9 +22,8 @@ class Channel:
         path: Path,
         receive: Callable[[Message], None],
         ended: Callable[[], None],
-        timeout: float = 10,
     ) -> None:
-        self._socket = connect(path, timeout)
+        self._socket = connect(path, patience(10))
         self._receive, self._ended = receive, ended
         self._sending = threading.Lock()
         self._reader = threading.Thread(target=self._read, name=f"read {path}", daemon=True)

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from tests.kernel.channel import Channel, Message
+from tests.patience import patience
 
 T = TypeVar("T")
+COMMAND_SECONDS = 120
+"""What a command may take where everything is emulated: 1 to 8 s, on a busy machine 30."""
 
 
 class GuestError(Exception):
@@ -58,7 +61,7 @@ class Running:
         """Standard error up to now."""
         return self._text("err")
 
-    def lines(self, timeout: float = 120) -> Iterator[str]:
+    def lines(self, timeout: float | None = None) -> Iterator[str]:
         """Yield the lines of standard output, from the first on, until the program ends."""
         for number in itertools.count():
             self._wait(partial(self._reaches, number), timeout)
@@ -68,14 +71,14 @@ class Running:
             if stream == "out":
                 yield line
 
-    def wait_for(self, pattern: str, timeout: float = 120) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float | None = None) -> re.Match[str]:
         """Find the next matching line of either stream; what it passes is not looked at again."""
         found = self._wait(lambda: self._find(pattern) or self.rc is not None, timeout, pattern)
         if isinstance(found, re.Match):
             return found
         raise GuestError(self._tell(f"ended ({self.rc}) without {pattern!r}"))
 
-    def wait(self, timeout: float = 120) -> int | str:
+    def wait(self, timeout: float | None = None) -> int | str:
         """Return the exit status once it has ended."""
         self._wait(lambda: self.rc is not None, timeout)
         assert self.rc is not None
@@ -85,7 +88,7 @@ class Running:
         """Send a signal to its process group."""
         self._guest.call("signal", target=self._ident, number=number)
 
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 120) -> int | str:
+    def stop(self, number: int = signal.SIGTERM, timeout: float | None = None) -> int | str:
         """Send a signal and return the exit status; kill what does not end in time, and raise."""
         self.send_signal(number)
         try:
@@ -104,11 +107,12 @@ class Running:
                 self._lines += [("err", line) for line in message.get("err", "").splitlines()]
             self._news.notify_all()
 
-    def _wait(self, condition: Callable[[], T], timeout: float, what: str = "news") -> T:
+    def _wait(self, condition: Callable[[], T], timeout: float | None, what: str = "news") -> T:
+        timeout = timeout or patience(COMMAND_SECONDS)
         with self._news:
             if result := self._news.wait_for(condition, timeout):
                 return result
-        raise TimeoutError(self._tell(f"no {what!r} after {timeout} s"))
+        raise TimeoutError(self._tell(f"no {what!r} after {timeout:.0f} s"))
 
     def _reaches(self, number: int) -> bool:
         return len(self._lines) > number or self.rc is not None
@@ -145,14 +149,15 @@ class Guest:
     def run(
         self,
         cmd: str,
-        timeout: float = 120,
+        timeout: float | None = None,
         *,
         stdin: str = "",
         env: dict[str, str] | None = None,
         user: str = "root",
     ) -> Result:
         """Run a shell command to its end."""
-        limits = {"timeout": timeout, "patience": timeout + 15}
+        timeout = timeout or patience(COMMAND_SECONDS)
+        limits = {"timeout": timeout, "bound": timeout + patience(15)}
         answer = self.call("run", cmd=cmd, stdin=stdin, env=env or {}, user=user, **limits)
         return Result(
             cmd, answer["rc"], answer.get("out", ""), answer.get("err", ""), answer.get("time", 0.0)
@@ -175,13 +180,13 @@ class Guest:
         """Unpack a tar archive into a folder."""
         self.call("untar", path=path, b64=base64.b64encode(archive).decode())
 
-    def call(self, op: str, patience: float = 120, **arguments: Any) -> Message:
+    def call(self, op: str, bound: float | None = None, **arguments: Any) -> Message:
         """Send one request, return its one answer."""
         ident, answers = next(self._idents), queue.Queue[Message]()
         self._receivers[ident] = answers.put
         self._send(op, ident, **arguments)
         try:
-            answer = answers.get(timeout=patience)
+            answer = answers.get(timeout=bound or patience(COMMAND_SECONDS))
         except queue.Empty:
             raise TimeoutError(f"{op} {arguments.get('cmd', '')}: no answer") from None
         if answer["rc"] == "agent-error":

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from tests.kernel import vm
 from tests.kernel.vm import VM, Images, Installation
+from tests.patience import patience
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
@@ -65,12 +66,13 @@ def obstacle() -> str | None:
     return None
 
 
-def until(condition: Callable[[], T], timeout: float = 120) -> T:
-    """Poll until it is true, and return it."""
+def until(condition: Callable[[], T], timeout: float | None = None) -> T:
+    """Poll until it is true, and return it; `timeout` is patience(120) unless given."""
+    timeout = timeout or patience(120)
     deadline = time.monotonic() + timeout
     while not (result := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not so after {timeout} s")
+            raise TimeoutError(f"not so after {timeout:.0f} s")
         time.sleep(0.05)
     return result
 
@@ -104,7 +106,7 @@ def take_snapshot(images: Images) -> Path:
     with tempfile.TemporaryDirectory(prefix="vm-") as place:
         base = VM("base", images, Path(place)).power_on()
         try:
-            base.sh(WARM_UP, 120).ok()
+            base.sh(WARM_UP).ok()
             base.guest.call("warm")
             base.save(new)
         finally:

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,6 @@ from tests.kernel.guest import GuestError, Result, Running
 from tests.kernel.lab import until
 from tests.kernel.vm import VM
 
-SLOW = 120.0
-"""Seconds that a command may take: 1 to 8 where everything is emulated, on a busy machine 30."""
 ON_CONTROL_PORT = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055; cat >&3; head -n 1 <&3'"
 FOLLOW = """exec bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055; echo "$LINE" >&3; exec cat <&3'"""
 CONFIG = "/etc/usb-remote/usb-remote.config"
@@ -36,7 +35,9 @@ class Watch:
         self.program = program
         self.latest: Devices | None = None
 
-    def until(self, condition: Callable[[Devices], object], timeout: float = SLOW) -> Devices:
+    def until(
+        self, condition: Callable[[Devices], object], timeout: float | None = None
+    ) -> Devices:
         """Read on until a snapshot, as bus id -> device, is like that."""
         while self.latest is None or not condition(self.latest):
             event = json.loads(self.program.wait_for(r'"event": ?"snapshot"', timeout).string)
@@ -44,7 +45,9 @@ class Watch:
             self.latest = {device["bus_id"]: device for device in found}
         return self.latest
 
-    def until_state(self, bus_id: str, state: str | None, timeout: float = SLOW) -> dict[str, Any]:
+    def until_state(
+        self, bus_id: str, state: str | None, timeout: float | None = None
+    ) -> dict[str, Any]:
         """Read on until that device is in that state, None meaning that it is not there."""
         now = self.until(lambda now: now.get(bus_id, {}).get("state") == state, timeout)
         return now.get(bus_id, {})
@@ -53,7 +56,7 @@ class Watch:
 def serve(server: VM, options: str = "", *, user: str = "root") -> Running:
     """Start a server and wait until it says that it is ready."""
     program = server.start(f"exec usb-remote server {options}", user=user)
-    program.wait_for(r"serves \d+ device", SLOW)
+    program.wait_for(r"serves \d+ device")
     return program
 
 
@@ -79,6 +82,17 @@ def ask(server: VM, command: str, **keys: Any) -> Any:
     return reply["data"]
 
 
+def clock(machine: VM) -> float:
+    """Ask for the machine's own time, in seconds since 1970: promises are measured with it."""
+    return float(machine.sh("date +%s.%N").ok().out)
+
+
+def ended_at(server: VM, number: int = 0) -> float:
+    """Say when a session ended by the server's own clock, as its history has it: 0 is the last."""
+    ends = [event for event in ask(server, "history") if event["kind"] == "ended"]
+    return datetime.fromisoformat(ends[-1 - number]["at"]).timestamp()
+
+
 def line(command: str, **keys: Any) -> str:
     return json.dumps({"v": 1, "command": command, **keys})
 
@@ -98,12 +112,12 @@ def configure(server: VM, program: Running, text: str, says: str = "was loaded a
     """Write a configuration, and have the server load it."""
     server.put(CONFIG, text)
     program.send_signal(signal.SIGHUP)
-    program.wait_for(says, SLOW)
+    program.wait_for(says)
 
 
 def run(machine: VM, command: str, *, user: str = "root") -> Result:
     """Run `usb-remote COMMAND`."""
-    return machine.sh(f"usb-remote {command}", SLOW, user=user)
+    return machine.sh(f"usb-remote {command}", user=user)
 
 
 def attach(machine: VM, what: str) -> tuple[int, list[str]]:
@@ -180,20 +194,20 @@ def reside(client: VM, config: str = "") -> Running:
         client.put(CONFIG, config)
     client.sh("getent group usb-remote || groupadd --system usb-remote").ok()
     program = client.start("exec usb-remote agent")
-    program.wait_for("keeps devices attached", SLOW)
+    program.wait_for("keeps devices attached")
     return program
 
 
 def ask_agent(client: VM, command: str, **keys: Any) -> Any:
     """Send the agent a request; return the reply's data."""
-    reply = json.loads(client.sh(ASK_AGENT, SLOW, stdin=line(command, **keys) + "\n").ok().out)
+    reply = json.loads(client.sh(ASK_AGENT, stdin=line(command, **keys) + "\n").ok().out)
     assert reply["status"] == "success", reply
     return reply["data"]
 
 
 def is_resident(client: VM) -> bool:
     """Whether the agent answers: it was started, and listens by now."""
-    return client.sh(ASK_AGENT, SLOW, stdin=line("status") + "\n").rc == 0
+    return client.sh(ASK_AGENT, stdin=line("status") + "\n").rc == 0
 
 
 def wish(client: VM, name: str) -> dict[str, Any]:
@@ -202,7 +216,7 @@ def wish(client: VM, name: str) -> dict[str, Any]:
     return found[0] if found else {}
 
 
-def until_wish(client: VM, name: str, stage: str, timeout: float = SLOW) -> dict[str, Any]:
+def until_wish(client: VM, name: str, stage: str, timeout: float | None = None) -> dict[str, Any]:
     """Wait until a wish is at that stage."""
     until(lambda: wish(client, name).get("stage") == stage, timeout)
     return wish(client, name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.kernel.channel import Channel, Message
+from tests.patience import patience
 
 
 class QmpError(Exception):
@@ -28,22 +29,23 @@ class Qmp:
                 self._channel.send({"execute": command, "arguments": arguments})
             except OSError as error:
                 raise QmpError(f"QEMU is gone: {error}") from error
-            answer = self._answers.get(timeout=120)
+            answer = self._answers.get(timeout=patience(120))
         if "error" in answer:
             raise QmpError(f"{command}: {answer['error']['desc']}")
         return answer["return"]
 
     def wait_event(
-        self, wanted: Callable[[Message], bool], since: int = 0, timeout: float = 60
+        self, wanted: Callable[[Message], bool], since: int = 0, timeout: float | None = None
     ) -> Message:
         """Return the first event that is wanted, skipping the first `since` ones ever received."""
 
         def find() -> Message | None:
             return next(filter(wanted, self.events[since:]), None)
 
+        timeout = timeout or patience(60)
         with self._news:
             if (event := self._news.wait_for(find, timeout)) is None:
-                raise TimeoutError(f"no such event after {timeout} s")
+                raise TimeoutError(f"no such event after {timeout:.0f} s")
             return event
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 from tests.kernel.lab import until
 from tests.kernel.product import (
     BAN,
-    SLOW,
     attach,
     plug_disk,
     ports_in_use,
@@ -79,7 +78,7 @@ def test_a_healthy_pair_is_well_after_fix_has_loaded_the_module(
     assert not bad(doctor(server, "server"))
     assert bad(doctor(client, user="alice")) == {"permission": "warning"}
 
-    attached = client.sh('script -qec "usb-remote attach SER-0001" /dev/null', SLOW).ok().out
+    attached = client.sh('script -qec "usb-remote attach SER-0001" /dev/null').ok().out
     assert "next: sudo usb-remote detach server/2-1 gives it back" in attached  # on a terminal
     assert not bad(doctor(client))
 
@@ -94,7 +93,7 @@ def test_modules_that_are_missing_or_forbidden(pair: tuple[VM, VM]) -> None:
     assert doctor(client, "client")["client-module"]["status"] == "warning"
 
     for machine, module, role in ((client, "vhci_hcd", "client"), (server, "usbip_host", "server")):
-        machine.sh(REMOVE.format(module.replace("_", "-")), SLOW).ok()
+        machine.sh(REMOVE.format(module.replace("_", "-"))).ok()
         found = doctor(machine, role)[f"{role}-module"]
         assert found["status"] == "failed"
         assert f"{module} is missing: kernel 6.1" in found["text"]
@@ -113,7 +112,7 @@ def test_a_tool_that_is_missing_or_does_not_run_and_a_user_who_is_not_root(vm: V
     assert found["mend"].startswith("sudo usb-remote install-service agent; sudo usermod")
 
     vm.put("/root/agent.py", AGENT)
-    vm.start("umask 077; exec python3 /root/agent.py").wait_for("listening", SLOW)
+    vm.start("umask 077; exec python3 /root/agent.py").wait_for("listening")
     assert doctor(vm, "client")["agent"]["status"] == "ok"
     found = doctor(vm, "client", user="alice")["agent"]
     assert found["status"] == "warning"
@@ -135,7 +134,7 @@ def test_vhci_ports_that_are_all_in_use(vm: VM) -> None:
     paths = vm.sh("ls /sys/devices/platform/vhci_hcd.0/status*").ok().out.split()
     vm.put("/root/exhaust.py", EXHAUST.format(paths=paths))
     program = vm.start("exec python3 /root/exhaust.py")
-    program.wait_for("exhausted", SLOW)
+    program.wait_for("exhausted")
 
     found = doctor(vm, "client")["vhci-ports"]
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tests.kernel.lab import until
 from tests.kernel.product import (
-    SLOW,
     attach,
     plug_disk,
     plug_serial,
@@ -91,13 +90,11 @@ def test_a_cable_cut_for_4_s_ends_nothing_and_for_15_s_frees_the_device(
     assert len(states.program.output.replace(PING, "")) == before
 
     client.set_link(False)
-    states.until_state("2-1", "available", 15)
+    states.until_state("2-1", "available")
     wait_until_untouched(server, "/dev/sda")
     time.sleep(5)
     client.set_link(True)
-    start = time.monotonic()
     assert "detached: server/2-1" in run(client, "detach SER-0001").ok().out
-    assert time.monotonic() - start < SLOW
     assert ports_in_use(client) == []
 
 

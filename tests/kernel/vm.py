@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from tests.kernel.guest import Guest, GuestError, Result, Running
 from tests.kernel.qmp import Qmp, QmpError
+from tests.patience import patience
 
 MEMORY = 512  # MiB
 KERNEL_OPTIONS = (
@@ -137,11 +138,11 @@ class VM:
         for path, archive in self._trees.items():
             self.guest.untar(path, archive)
 
-    def shut_down(self, timeout: float = 180) -> None:
+    def shut_down(self) -> None:
         """Have systemd end everything in order, and wait until the power is off."""
         with contextlib.suppress(GuestError):  # it may be off before it has answered
             self.sh("systemctl --no-block poweroff").ok()
-        self._process.wait(timeout)
+        self._process.wait(patience(180))
         self.power_off()
 
     def save(self, folder: Path) -> None:
@@ -159,7 +160,7 @@ class VM:
     def sh(
         self,
         cmd: str,
-        timeout: float = 120,
+        timeout: float | None = None,
         *,
         stdin: str = "",
         env: dict[str, str] | None = None,
@@ -281,7 +282,7 @@ class VM:
         self.qmp.execute(command, uri=uri)
         ends = ("completed", "failed")
         event = self.qmp.wait_event(
-            lambda e: e["event"] == "MIGRATION" and e["data"]["status"] in ends, timeout=60
+            lambda e: e["event"] == "MIGRATION" and e["data"]["status"] in ends
         )
         if event["data"]["status"] == "failed":
             raise QmpError(f"{command} failed\n{self.log()}")

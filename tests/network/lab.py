@@ -138,7 +138,7 @@ class Host:
         self,
         argv: Argv,
         *,
-        timeout: float = 120,
+        timeout: float | None = None,
         env: Mapping[str, str] | None = None,
         check: bool = True,
         stdin: str = "",

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, Self
 
+from tests.patience import patience
+
 KINDS = ("--net", "--uts", "--mount")
 
 # How a holder lives after its own script, and how it ends: with everything in its namespaces, also
@@ -73,7 +75,7 @@ class Namespaces:
         assert self._holder.stdin
         assert self._holder.stdout
         self._holder.stdin.close()
-        self._holder.wait(60)
+        self._holder.wait(patience(60))
         self._holder.stdout.close()
 
     @property
@@ -90,7 +92,7 @@ class Namespaces:
         self,
         argv: Argv,
         *,
-        timeout: float = 120,
+        timeout: float | None = None,
         env: Mapping[str, str] | None = None,
         check: bool = True,
         stdin: str = "",
@@ -100,7 +102,7 @@ class Namespaces:
             self.command(argv),
             env=environment(env),
             input=stdin,
-            timeout=timeout,
+            timeout=timeout or patience(120),
             capture_output=True,
             text=True,
         )
@@ -162,24 +164,26 @@ class Process:
         with self._changed:
             return [line for name, line in self._lines if stream in (name, "both")]
 
-    def wait_for(self, regex: str, timeout: float = 60) -> re.Match[str]:
+    def wait_for(self, regex: str, timeout: float | None = None) -> re.Match[str]:
         """The next line that matches, after the one that the last call returned."""
         with self._changed:
-            self._changed.wait_for(lambda: self._find(regex) or not self._open, timeout)
+            self._changed.wait_for(
+                lambda: self._find(regex) or not self._open, timeout or patience(60)
+            )
             if found := self._find(regex):
                 self._searched, match = found
                 return match
         raise AssertionError(f"no line matches {regex!r} in\n{self._transcript()}")
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         """Its exit status, when it ends by itself; then lines() is complete."""
         try:
-            status = self._popen.wait(timeout)
+            status = self._popen.wait(timeout or patience(60))
         except subprocess.TimeoutExpired as error:
             error.add_note(self._transcript())
             raise
         for reader in self._readers:
-            reader.join(1)  # a child of it that lives on may keep the pipe open
+            reader.join(patience(1))  # a child of it that lives on may keep the pipe open
         return status
 
     def write(self, line: str) -> None:
@@ -192,7 +196,7 @@ class Process:
         """Send it a signal."""
         self._popen.send_signal(number)
 
-    def stop(self, timeout: float = 60) -> int:
+    def stop(self, timeout: float | None = None) -> int:
         """SIGTERM, then its exit status; SIGKILL only if it does not end."""
         self._popen.terminate()
         try:

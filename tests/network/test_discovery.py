@@ -24,6 +24,7 @@ from tests.network.product import (
     start_watch,
     usb_remote,
 )
+from tests.patience import patience
 
 ECHO = """
 import sys
@@ -189,8 +190,10 @@ def test_a_stopped_server_says_goodbye(network: MakeNetwork) -> None:
     server.signal(signal.SIGTERM)
 
     assert server.wait() == 0
-    watch.wait_for('"event": "lost"', 5)
-    browser.wait_for(f"went {name(host)}-", 5)  # it is not the record's time to live that ended
+    watch.wait_for('"event": "lost"', patience(5))
+    browser.wait_for(
+        f"went {name(host)}-", patience(5)
+    )  # it is not the record's time to live that ended
     assert usb_remote(client, "list").returncode == 3
 
 

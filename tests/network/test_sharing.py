@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.network.conftest import MakeNetwork
 from tests.network.product import READY, name, start_server, usb_remote
+from tests.patience import patience
 
 ASK = "exec 3<>/dev/tcp/{address}/{port} && cat <&3 | wc -c"
 """Connect, send nothing, count what comes until the other side closes."""
@@ -125,6 +126,10 @@ def test_a_client_that_lost_power_gets_its_device_back_at_once_but_not_from_itse
     assert told.count("client_lost") == 1, told
 
 
+FORGOTTEN = 10.0
+"""Seconds after which a client whose machine vanished is forgotten (docs/reference/protocol.md)."""
+
+
 def test_a_waiting_client_whose_machine_vanishes_loses_its_place(
     network: MakeNetwork, tmp_path: Path
 ) -> None:
@@ -139,7 +144,7 @@ def test_a_waiting_client_whose_machine_vanishes_loses_its_place(
     watch.wait_for('"waiting":1')
 
     client.link_down()
-    watch.wait_for('"waiting":0', 30)  # a ping every 3 s, and TCP gives up after 10 s
+    watch.wait_for('"waiting":0', patience(FORGOTTEN))
     assert "ann@pc" in usb_remote(server, "list", "--host", "127.0.0.1").stdout
 
 

@@ -14,9 +14,11 @@ import sys
 def main() -> None:
     """Run `usb-remote`; every error ends as `error: …`, `hint: …` and its exit status."""
     try:
-        if not _is_done_quickly():
-            _run()
-        sys.stdout.flush()  # while what is wrong with it can be said
+        try:
+            if not _is_done_quickly():
+                _run()
+        finally:
+            sys.stdout.flush()  # while what is wrong with it can be said
     except KeyboardInterrupt:
         sys.exit(130)  # 128 + SIGINT, as shells expect it; nothing to say
     except BrokenPipeError:

@@ -39,16 +39,16 @@ NAME = "demo"
 LINE = b"hello from this side\n"
 
 
-def run() -> None:
+def run(discovery_limit: float = DISCOVERY_LIMIT) -> None:
     """Show everything, clean up; raises UsbRemoteError if anything is not as it should be."""
-    wiring.run(_run())
+    wiring.run(_run(discovery_limit))
 
 
-async def _run() -> None:
+async def _run(discovery_limit: float) -> None:
     try:
         async with asyncio.timeout(TIME_LIMIT):
             async with _server() as server:
-                await _Demonstration(server).show()
+                await _Demonstration(server, discovery_limit).show()
     except TimeoutError:
         raise errors.SystemFault(
             f"the demo did not end within {TIME_LIMIT:g} s",
@@ -109,9 +109,10 @@ async def _server() -> AsyncIterator[_Server]:
 
 
 class _Demonstration:
-    def __init__(self, server: _Server) -> None:
+    def __init__(self, server: _Server, discovery_limit: float) -> None:
         self._process = server.process
         self._server_runs = server.runs
+        self._discovery_limit = discovery_limit
 
     async def show(self) -> None:
         _say("A server starts. Its devices are programs: a serial port, a disk and a keyboard.")
@@ -135,7 +136,8 @@ class _Demonstration:
                     limiting.cancel()
         except TimeoutError:
             raise errors.SystemFault(
-                f"mDNS does not work on this machine: nothing heard for {DISCOVERY_LIMIT:g} s",
+                "mDNS does not work on this machine: "
+                f"nothing heard for {self._discovery_limit:g} s",
                 hint="who has its port? type: sudo ss -ulnp 'sport = :5353'",
             ) from None
         except OSError as error:
@@ -151,7 +153,7 @@ class _Demonstration:
     async def _limit(self, limit: asyncio.Timeout) -> None:
         """A start may take long on a slow machine; what mDNS may take begins when it is over."""
         await self._server_runs.wait()
-        limit.reschedule(asyncio.get_running_loop().time() + DISCOVERY_LIMIT)
+        limit.reschedule(asyncio.get_running_loop().time() + self._discovery_limit)
 
     async def _first_that_is_ours(self) -> Server:
         while True:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from usb_remote import errors, exporter, hooks, leases, notify, server, sharing
+from usb_remote.cli import signals
 from usb_remote.config import ServerConfig
 from usb_remote.rules import Networks
 
@@ -82,7 +83,7 @@ class Policy:
 def obey_signals(policy: Policy) -> None:
     """SIGTERM and Ctrl-C end the server; SIGHUP reloads, or ends it if its terminal was closed."""
     loop, stopped = asyncio.get_running_loop(), policy.stopped
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals.heeded(signals.END):
         loop.add_signal_handler(number, stopped.set)
     reloading: set[asyncio.Task[None]] = set()
     on_terminal = os.isatty(0)

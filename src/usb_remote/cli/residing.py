@@ -17,7 +17,7 @@ from usb_remote.agent import wishes
 from usb_remote.agent.desk import Desk
 from usb_remote.agent.links import ROOT
 from usb_remote.agent_protocol import AgentInfo
-from usb_remote.cli import output
+from usb_remote.cli import output, signals
 from usb_remote.config import Config
 from usb_remote.connection import agent_socket
 
@@ -52,7 +52,7 @@ async def _serve(config: Config, load: LoadConfig, path: Path | None) -> None:
         await _prepare(config)
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals.heeded(signals.END):
             loop.add_signal_handler(number, stopped.set)
         loop.add_signal_handler(signal.SIGHUP, _reload, config, load, resident, service)
         log.info("usb-remote %s keeps devices attached; it listens on %s", __version__, socket)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from usb_remote import aio, errors, notify, wiring
-from usb_remote.cli import output
+from usb_remote.cli import output, signals
 from usb_remote.client import How
 from usb_remote.config import Config
 from usb_remote.matching import Query
@@ -53,13 +53,13 @@ async def _until_signal(
     command: Sequence[str],
     fail_on_loss: bool,
 ) -> int:
-    with _Signals() as signals:
+    with _Signals() as taken:
         try:
-            return await _run(config, option, wanted, command, fail_on_loss, signals)
+            return await _run(config, option, wanted, command, fail_on_loss, taken)
         except asyncio.CancelledError:
-            if signals.ended_by is None:
+            if taken.ended_by is None:
                 raise
-            return 128 + signals.ended_by
+            return 128 + taken.ended_by
 
 
 async def _run(
@@ -68,7 +68,7 @@ async def _run(
     wanted: list[aio.Wanted],
     command: Sequence[str],
     fail_on_loss: bool,
-    signals: _Signals,
+    taken: _Signals,
 ) -> int:
     async with aio.holding(config, await wiring.agent(option)) as holder:
         held = await holder.attach_all(wanted)
@@ -76,7 +76,7 @@ async def _run(
         try:
             if command:
                 variables = environment([str(one.query) for one in wanted], held)
-                status = await _obey(command, {**os.environ, **variables}, signals)
+                status = await _obey(command, {**os.environ, **variables}, taken)
             else:
                 status = await stay(held, notify.Service())
             if status or fail_on_loss:  # because of a loss that we have not heard of yet?
@@ -120,7 +120,8 @@ def _variable(name: str) -> str:
 async def stay(held: Sequence[aio.AttachedDevice], service: notify.Service) -> int:
     """Tell systemd that they are there; go on until SIGTERM (0), or until one is lost (LOST)."""
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    ending = signals.heeded(signals.END)
+    for number in ending:
         loop.add_signal_handler(number, stopped.set)
     stopping = asyncio.create_task(stopped.wait())
     ends = [stopping, *(asyncio.create_task(device.wait_lost()) for device in held)]
@@ -131,18 +132,18 @@ async def stay(held: Sequence[aio.AttachedDevice], service: notify.Service) -> i
         service.stopping()
         for end in ends:
             end.cancel()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ending:
             loop.remove_signal_handler(number)
     return errors.Exit.OK if stopped.is_set() else errors.Exit.LOST
 
 
-async def _obey(command: Sequence[str], variables: dict[str, str], signals: _Signals) -> int:
-    signals.wait_for_command()
+async def _obey(command: Sequence[str], variables: dict[str, str], taken: _Signals) -> int:
+    taken.wait_for_command()
     try:
         process = await asyncio.create_subprocess_exec(*command, env=variables)
     except OSError as error:
         raise errors.UsageError(f"{command[0]}: {error.strerror}") from None
-    signals.pass_to(process)
+    taken.pass_to(process)
     status = await process.wait()
     return status if status >= 0 else 128 - status
 
@@ -165,14 +166,15 @@ class _Signals:
         self._task = asyncio.current_task()
         self._process: asyncio.subprocess.Process | None = None
         self._early: list[signal.Signals] | None = None
+        self._heeded = signals.heeded(self.PASSED)
 
     def __enter__(self) -> _Signals:
-        for number in self.PASSED:
+        for number in self._heeded:
             asyncio.get_running_loop().add_signal_handler(number, self._take, number)
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for number in self.PASSED:
+        for number in self._heeded:
             asyncio.get_running_loop().remove_signal_handler(number)
 
     def wait_for_command(self) -> None:

@@ -22,9 +22,16 @@ SILENCE = 3.0
 """Seconds after which a watch says that there is nobody to watch."""
 
 
-def watch(config: Config, option: Path | None, host: str | None, *, as_json: bool) -> None:
+def watch(
+    config: Config,
+    option: Path | None,
+    host: str | None,
+    *,
+    as_json: bool,
+    silence: float = SILENCE,
+) -> None:
     told = _told(Hook(config.on_event), wiring.changes(config, host, option))
-    wiring.run(_print_changes(told, host) if as_json else _show_table(told))
+    wiring.run(_print_changes(told, host, silence) if as_json else _show_table(told))
 
 
 async def _told(
@@ -48,9 +55,11 @@ async def _told(
         await hook.stop()
 
 
-async def _print_changes(told: AsyncIterator[tuple[Change, list[Event]]], host: str | None) -> None:
+async def _print_changes(
+    told: AsyncIterator[tuple[Change, list[Event]]], host: str | None, patience: float
+) -> None:
     nobody = f"no usb-remote server{f' that is called {host}' if host else ''} yet; waiting for one"
-    silence = asyncio.get_running_loop().call_later(SILENCE, output.note, nobody)
+    silence = asyncio.get_running_loop().call_later(patience, output.note, nobody)
     async for change, _ in told:
         silence.cancel()
         if change.listing is None:
