@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from usb_remote import errors, usbip_host, vhci
+from usb_remote import errors, vhci
 from usb_remote.values import BusId
 
 BUS_ID = BusId("2-1")
@@ -169,34 +169,3 @@ async def test_a_machine_without_the_tool_or_the_module_is_told(
     with pytest.raises(errors.SystemFault, match="vhci_hcd is not loaded") as caught:
         await machine.vhci.prepare()
     assert caught.value.hint == "type: sudo modprobe vhci_hcd"
-
-
-class Kernel:
-    """The files of usbip-host."""
-
-    def __init__(self, root: Path, *, module: bool = True) -> None:
-        self.driver = root / "bus/usb/drivers/usbip-host"
-        self.device = root / "bus/usb/devices/2-1"
-        self.device.mkdir(parents=True)
-        for name in ("match_busid", "bind", "unbind", "rebind") if module else ():
-            self.driver.mkdir(parents=True, exist_ok=True)
-            (self.driver / name).write_text("")
-        self.host = usbip_host.Host(root)
-
-
-async def test_without_the_module_a_bind_touches_nothing(tmp_path: Path) -> None:
-    kernel = Kernel(tmp_path, module=False)
-    (kernel.device / "driver").mkdir()
-    (kernel.device / "driver/unbind").write_text("")
-    with pytest.raises(errors.SystemFault, match="usbip_host is not loaded") as caught:
-        await kernel.host.bind(BUS_ID)
-    assert caught.value.hint == "type: sudo modprobe usbip_host"
-    assert (kernel.device / "driver/unbind").read_text() == ""
-
-
-async def test_what_was_never_bound_is_never_rebound(tmp_path: Path) -> None:
-    """In that state `rebind` crashes the kernel, and `del` poisons its table (decision 0002)."""
-    kernel = Kernel(tmp_path)
-    await kernel.host.unbind(BUS_ID)
-    assert (kernel.driver / "rebind").read_text() == ""
-    assert (kernel.driver / "match_busid").read_text() == ""

@@ -19,8 +19,21 @@ from usb_remote.values import BusId
 
 SYSFS = Path("/sys")
 Guard = Callable[[BusId], AbstractContextManager[None]]
+Write = Callable[[Path, str], None]
 USED = 2
 """``usbip_status``: enum usbip_device_status of drivers/usb/usbip/usbip_common.h, SDEV_ST_USED."""
+
+
+def write_attribute(path: Path, text: str) -> None:
+    """Write to a file of the kernel; an error names it, though the failing call has only an fd."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(fd)
 
 
 class Host:
@@ -29,11 +42,18 @@ class Host:
     Args:
         sysfs: usually /sys.
         guard: what has to be so while a device is taken from its own driver; raises if it is not.
+        write: writes an attribute of sysfs; raises an OSError that names it if the kernel refuses.
 
     """
 
-    def __init__(self, sysfs: Path = SYSFS, guard: Guard = lambda bus_id: nullcontext()) -> None:
+    def __init__(
+        self,
+        sysfs: Path = SYSFS,
+        guard: Guard = lambda bus_id: nullcontext(),
+        write: Write = write_attribute,
+    ) -> None:
         self._guard = guard
+        self._write = write
         self._devices = sysfs / "bus/usb/devices"
         self._bus = sysfs / "bus/usb"
         self._driver = sysfs / "bus/usb/drivers/usbip-host"
@@ -86,13 +106,13 @@ class Host:
     def _bind(self, bus_id: BusId) -> None:
         """The entry first: if there is no module or no free entry, nothing has happened yet."""
         try:
-            _write(self._driver / "match_busid", f"add {bus_id}")
+            self._write(self._driver / "match_busid", f"add {bus_id}")
         except OSError as error:
             raise _bind_failure(bus_id, error) from error
         try:
             if (self._devices / bus_id / "driver").exists():
-                _write(self._devices / bus_id / "driver/unbind", bus_id)
-            _write(self._driver / "bind", bus_id)
+                self._write(self._devices / bus_id / "driver/unbind", bus_id)
+            self._write(self._driver / "bind", bus_id)
         except OSError as error:
             self._probe(bus_id)
             raise _bind_failure(bus_id, error) from error
@@ -111,15 +131,15 @@ class Host:
             self._probe(bus_id)
             return
         with contextlib.suppress(OSError):  # pulled at this very moment
-            _write(self._driver / "unbind", bus_id)
+            self._write(self._driver / "unbind", bus_id)
             if (self._devices / bus_id).exists():
-                _write(self._driver / "rebind", bus_id)
+                self._write(self._driver / "rebind", bus_id)
         self._probe(bus_id)
 
     def _probe(self, bus_id: BusId) -> None:
         """See that a device which is there has a driver."""
         if (self._devices / bus_id).exists() and not (self._devices / bus_id / "driver").exists():
-            _try(self._bus / "drivers_probe", bus_id)
+            self._try(self._bus / "drivers_probe", bus_id)
 
     async def export(self, bus_id: BusId, fd: int) -> None:
         """Hand a connected socket to the kernel: from now on it carries the device.
@@ -132,7 +152,7 @@ class Host:
 
         """
         try:
-            await asyncio.to_thread(_write, self._devices / bus_id / "usbip_sockfd", str(fd))
+            await asyncio.to_thread(self._write, self._devices / bus_id / "usbip_sockfd", str(fd))
         except OSError as error:
             if self.status(bus_id) == USED:
                 raise errors.Busy(f"{bus_id} is in use") from error
@@ -140,7 +160,12 @@ class Host:
 
     async def release(self, bus_id: BusId) -> None:
         """End the session, whoever has it; nothing happens if there is none."""
-        await asyncio.to_thread(_try, self._devices / bus_id / "usbip_sockfd", "-1")
+        await asyncio.to_thread(self._try, self._devices / bus_id / "usbip_sockfd", "-1")
+
+    def _try(self, path: Path, text: str) -> None:
+        """Write where the device may just have gone, or the entry may not exist."""
+        with contextlib.suppress(OSError):
+            self._write(path, text)
 
     def status(self, bus_id: BusId) -> int | None:
         """1 if it is free, USED, 3 for an error; None while the device is not bound."""
@@ -171,20 +196,3 @@ def _bind_failure(bus_id: BusId, error: OSError) -> errors.SystemFault:
             hint="detach one, or if fewer are in use: sudo modprobe -r usbip_host, then modprobe",
         )
     return errors.SystemFault(f"cannot bind {bus_id}: {error.strerror} ({error.filename})")
-
-
-def _write(path: Path, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        os.close(fd)
-
-
-def _try(path: Path, text: str) -> None:
-    """Write where the device may just have gone, or the entry may not exist."""
-    with contextlib.suppress(OSError):
-        _write(path, text)

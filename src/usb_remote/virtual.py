@@ -7,6 +7,8 @@ difference.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import socket
 import threading
@@ -84,7 +86,9 @@ class VirtualDevices:
 
     def __init__(self, *kinds: str) -> None:
         self._plugged: dict[BusId, usbip.USBDevice] = {}
-        self._sessions: dict[BusId, tuple[socket.socket, threading.Thread]] = {}
+        self._bound: set[BusId] = set()
+        self._sessions: dict[BusId, socket.socket] = {}
+        self._threads: set[threading.Thread] = set()
         self._devnum = 1
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         for kind in kinds:
@@ -114,7 +118,7 @@ class VirtualDevices:
         bus_id = BusId(f"1-{self._kind(kind)[0]}")
         if self._plugged.pop(bus_id, None) is None:
             raise errors.UsageError(f"{kind} is not plugged in")
-        self._end(bus_id)
+        self._unbind(bus_id)
         self._changed()
 
     def _kind(self, kind: str) -> tuple[int, str, Callable[[], Any]]:
@@ -125,8 +129,10 @@ class VirtualDevices:
     def close(self) -> None:
         """Pull everything and end all threads."""
         for bus_id in list(self._plugged):
-            self._end(bus_id)
+            self._unbind(bus_id)
         self._plugged.clear()
+        for thread in list(self._threads):
+            thread.join(timeout=5)
         os.close(self._wakeup)
 
     # as udev.Devices
@@ -162,49 +168,54 @@ class VirtualDevices:
         """No module is needed."""
 
     def list_bound(self) -> list[BusId]:
-        return []
+        return list(self._bound)
 
     async def bind(self, bus_id: BusId) -> None:
         if bus_id not in self._plugged:
             raise errors.SystemFault(f"cannot bind {bus_id}: it is not plugged in")
+        self._bound.add(bus_id)
 
     async def unbind(self, bus_id: BusId) -> None:
-        """A program has no driver of its own that waits for it."""
+        """A program has no driver of its own that waits for it, but its session ends."""
+        self._unbind(bus_id)
+
+    def _unbind(self, bus_id: BusId) -> None:
+        self._bound.discard(bus_id)
+        if connection := self._sessions.pop(bus_id, None):
+            _shut(connection)
 
     async def export(self, bus_id: BusId, fd: int) -> None:
         """Serve the device on a connected socket whose handshake is done."""
-        if bus_id not in self._plugged:
-            raise errors.SystemFault(f"cannot export {bus_id}: it is not plugged in")
+        if bus_id not in self._bound:
+            raise errors.SystemFault(f"cannot export {bus_id}: it is not bound")
         if bus_id in self._sessions:
             raise errors.Busy(f"{bus_id} is in use")
-        connection = socket.socket(fileno=os.dup(fd))
-        thread = threading.Thread(target=self._serve, args=(bus_id, connection), daemon=True)
-        self._sessions[bus_id] = (connection, thread)
+        connection = self._sessions[bus_id] = socket.socket(fileno=os.dup(fd))
+        arguments = (self._plugged[bus_id], bus_id, connection)
+        thread = threading.Thread(target=self._serve, args=arguments, daemon=True)
+        self._threads.add(thread)
         thread.start()
 
-    def _serve(self, bus_id: BusId, connection: socket.socket) -> None:
-        device = self._plugged.get(bus_id)
+    def _serve(self, device: usbip.USBDevice, bus_id: BusId, connection: socket.socket) -> None:
         try:
-            if device is not None:
-                urb_protocol.serve_connection(_HandshakeDone(connection, bus_id), [device])
+            urb_protocol.serve_connection(_HandshakeDone(connection, bus_id), [device])
         finally:
             _shut(connection)
+            if self._sessions.get(bus_id) is connection:
+                del self._sessions[bus_id]
             connection.close()
-            self._sessions.pop(bus_id, None)
+            self._threads.discard(threading.current_thread())
 
     async def release(self, bus_id: BusId) -> None:
-        self._end(bus_id)
-
-    def _end(self, bus_id: BusId) -> None:
-        session = self._sessions.get(bus_id)
-        if session is not None:
-            _shut(session[0])
-            session[1].join(timeout=5)
+        """End the session; :meth:`wait_free` says when the device can have another."""
+        if connection := self._sessions.get(bus_id):
+            _shut(connection)
 
     async def wait_free(self, bus_id: BusId, timeout: float) -> None:
-        session = self._sessions.get(bus_id)
-        if session is not None:
-            session[1].join(timeout)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while bus_id in self._sessions:  # noqa: ASYNC110 - its thread tells nobody
+                    await asyncio.sleep(0.005)
 
 
 class _Position(usbip.Transport):  # type: ignore[misc]  # the library has no types

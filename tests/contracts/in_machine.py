@@ -1,0 +1,97 @@
+"""The contracts on a real kernel: python3 -m tests.contracts.in_machine exporting, as root.
+
+What belongs here: what runs inside of a machine of tests/kernel, where there is no pytest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from tests.contracts import exporting
+from usb_remote.lease import ExportHost
+from usb_remote.usbip_host import SYSFS, Host, write_attribute
+from usb_remote.values import BusId
+
+T = TypeVar("T")
+GADGET = Path("/sys/kernel/config/usb_gadget/board")
+UDC = Path("/sys/class/udc")
+DEVICES = Path("/sys/bus/usb/devices")
+PATIENCE = 60.0
+
+
+class KernelBench:
+    """A serial gadget of dummy_hcd, which can be plugged and pulled from within."""
+
+    def __init__(self) -> None:
+        self.host: ExportHost = Host()
+        self.patience = PATIENCE
+        self.plug()
+        self.bus_id = BusId(wait(lambda: find("BOARD")).name)
+
+    def plug(self) -> None:
+        (GADGET / "UDC").write_text(next(UDC.iterdir()).name)
+        wait(lambda: (found := find("BOARD")) and (found / "driver").exists())
+
+    def pull(self) -> None:
+        (GADGET / "UDC").write_text("\n")
+        wait(lambda: find("BOARD") is None)
+
+    def has_own_driver(self) -> bool:
+        driver = DEVICES / self.bus_id / "driver"
+        return driver.exists() and driver.readlink().name == "usb"
+
+    def write(self, attribute: str, text: str) -> None:
+        write_attribute(SYSFS / "bus/usb" / attribute, text)
+
+
+async def check_exporting() -> None:
+    """Each check on a bench of its own; says which have passed."""
+    make_gadget()
+    for check in (*exporting.CHECKS, *exporting.KERNEL_CHECKS):
+        bench = KernelBench()
+        await check(bench)
+        await bench.host.unbind(bench.bus_id)
+        bench.pull()
+        print("passed", check.__name__, flush=True)
+
+
+def find(serial: str) -> Path | None:
+    for file in DEVICES.glob("*-*/serial"):
+        with contextlib.suppress(OSError):  # it is just going
+            if file.read_text().strip() == serial:
+                return file.parent
+    return None
+
+
+def wait(condition: Callable[[], T | None]) -> T:
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+def make_gadget() -> None:
+    run("modprobe", "-a", "usbip_host", "dummy_hcd", "libcomposite")
+    if not GADGET.parent.is_dir():
+        run("mount", "-t", "configfs", "none", "/sys/kernel/config")
+    for folder in ("strings/0x409", "configs/c.1", "functions/acm.0"):
+        (GADGET / folder).mkdir(parents=True)
+    (GADGET / "configs/c.1/acm.0").symlink_to(GADGET / "functions/acm.0")
+    for name, value in (("idVendor", "0x1d6b"), ("idProduct", "0x0104")):
+        (GADGET / name).write_text(value)
+    (GADGET / "strings/0x409/serialnumber").write_text("BOARD")
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(check_exporting())

@@ -1,0 +1,89 @@
+"""The contracts of the seams, kept by the fakes and by virtual devices.
+
+The real kernel keeps them in tests/kernel/test_contracts.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.contracts import exporting
+from tests.fakes.host_kernel import HostKernel
+from tests.patience import patience
+from usb_remote.lease import ExportHost
+from usb_remote.usbip_host import Host
+from usb_remote.values import BusId
+from usb_remote.virtual import VirtualDevices
+
+
+class FakeBench:
+    """usbip_host.Host on files."""
+
+    def __init__(self, root: Path) -> None:
+        self.kernel = HostKernel(root)
+        self.host: ExportHost = Host(root, write=self.kernel.write)
+        self.bus_id = BusId("2-1")
+        self.patience = patience(10)
+        self.plug()
+
+    def plug(self) -> None:
+        self.kernel.plug(self.bus_id)
+
+    def pull(self) -> None:
+        self.kernel.pull(self.bus_id)
+
+    def has_own_driver(self) -> bool:
+        return self.kernel.driver(self.bus_id) == "usb"
+
+    def write(self, attribute: str, text: str) -> None:
+        self.kernel.write(self.kernel.root / "bus/usb" / attribute, text)
+
+    def close(self) -> None:
+        self.kernel.close()
+        assert self.kernel.crashes == []
+
+
+class VirtualBench:
+    """Devices that are programs: their own driver has them whenever nobody else has."""
+
+    def __init__(self) -> None:
+        self.devices = VirtualDevices("serial")
+        self.host: ExportHost = self.devices
+        self.bus_id = BusId("1-1")
+        self.patience = patience(10)
+
+    def plug(self) -> None:
+        self.devices.plug("serial")
+
+    def pull(self) -> None:
+        self.devices.pull("serial")
+
+    def has_own_driver(self) -> bool:
+        return self.bus_id not in self.devices.list_bound()
+
+    def close(self) -> None:
+        self.devices.close()
+
+
+@pytest.fixture(params=["usbip-host in a folder", "virtual devices"])
+async def exports(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[FakeBench | VirtualBench]:
+    bench = VirtualBench() if request.param == "virtual devices" else FakeBench(tmp_path)
+    yield bench
+    bench.close()
+
+
+@pytest.mark.parametrize("check", exporting.CHECKS, ids=lambda check: check.__name__)
+async def test_export(exports: FakeBench | VirtualBench, check: exporting.Check) -> None:
+    await check(exports)
+
+
+@pytest.mark.parametrize("check", exporting.KERNEL_CHECKS, ids=lambda check: check.__name__)
+async def test_export_by_the_kernel(tmp_path: Path, check: exporting.KernelCheck) -> None:
+    bench = FakeBench(tmp_path)
+    await check(bench)
+    bench.close()
