@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts import exporting
+from tests.fakes.export_host import OWN, FakeHost
 from tests.fakes.host_kernel import HostKernel
 from tests.patience import patience
 from usb_remote.lease import ExportHost
@@ -19,7 +20,7 @@ from usb_remote.values import BusId
 from usb_remote.virtual import VirtualDevices
 
 
-class FakeBench:
+class FolderBench:
     """usbip_host.Host on files."""
 
     def __init__(self, root: Path) -> None:
@@ -68,22 +69,53 @@ class VirtualBench:
         self.devices.close()
 
 
-@pytest.fixture(params=["usbip-host in a folder", "virtual devices"])
-async def exports(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[FakeBench | VirtualBench]:
-    bench = VirtualBench() if request.param == "virtual devices" else FakeBench(tmp_path)
-    yield bench
-    bench.close()
+class MemoryBench:
+    """The fake of those who test what is above: leases and queues."""
+
+    def __init__(self) -> None:
+        self.fake = FakeHost(reset=0.02)
+        self.host: ExportHost = self.fake
+        self.bus_id = BusId("2-1")
+        self.patience = patience(10)
+        self.plug()
+
+    def plug(self) -> None:
+        self.fake.plug(self.bus_id, "A")
+
+    def pull(self) -> None:
+        self.fake.pull(self.bus_id)
+
+    def has_own_driver(self) -> bool:
+        return self.fake.drivers[self.bus_id] == OWN
+
+    def close(self) -> None:
+        self.fake.close()
+
+
+Made = FolderBench | VirtualBench | MemoryBench
+
+
+@pytest.fixture(params=["in a folder", "virtual", "in memory"])
+async def exports(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Made]:
+    made: Made
+    match request.param:
+        case "in a folder":
+            made = FolderBench(tmp_path)
+        case "virtual":
+            made = VirtualBench()
+        case _:
+            made = MemoryBench()
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize("check", exporting.CHECKS, ids=lambda check: check.__name__)
-async def test_export(exports: FakeBench | VirtualBench, check: exporting.Check) -> None:
+async def test_export(exports: Made, check: exporting.Check) -> None:
     await check(exports)
 
 
 @pytest.mark.parametrize("check", exporting.KERNEL_CHECKS, ids=lambda check: check.__name__)
 async def test_export_by_the_kernel(tmp_path: Path, check: exporting.KernelCheck) -> None:
-    bench = FakeBench(tmp_path)
+    bench = FolderBench(tmp_path)
     await check(bench)
     bench.close()

@@ -243,13 +243,13 @@ async def test_a_device_is_free_when_the_kernel_has_reset_it(
     assert not waiting.done()
     near, far = socket.socketpair()
     with near, far:
+        exporting = asyncio.create_task(host.export(BUS_ID, near.fileno()))
+        assert host.status(BUS_ID) == 2
+        kernel.may_reset.set()
+        await asyncio.gather(waiting, exporting)
+        assert host.status(BUS_ID) == 2
         with pytest.raises(errors.Busy, match="2-1 is in use"):
             await host.export(BUS_ID, near.fileno())
-        kernel.may_reset.set()
-        await waiting
-        assert host.status(BUS_ID) == 1
-        await host.export(BUS_ID, near.fileno())
-        assert host.status(BUS_ID) == 2
 
 
 async def test_a_device_that_is_being_unplugged_is_waited_for(

@@ -56,6 +56,7 @@ class HostKernel:
         self._lock = threading.RLock()
         self._entries: dict[str, _Entry] = {}
         self._sessions: dict[str, socket.socket] = {}
+        self._resets: dict[str, threading.Event] = {}
         self._devices = root / "bus/usb/devices"
         self._drivers = root / "bus/usb/drivers"
         self._devices.mkdir(parents=True)
@@ -115,6 +116,8 @@ class HostKernel:
         usbip_host.write_attribute(path, text)
         file = path.resolve()
         attribute = f"{file.parent.name}/{file.name}"
+        if file.name == "usbip_sockfd" and (reset := self._resets.get(file.parent.name)):
+            reset.wait()  # as the driver's lock makes it do
         with self._lock:
             self.written.append(f"{attribute} {text}")
             if code := self.refusals.pop(attribute, 0) or self._store(attribute, text):
@@ -229,13 +232,17 @@ class HostKernel:
         poll = select.poll()
         poll.register(connection, select.POLLRDHUP)
         poll.poll()
+        reset = self._resets[bus_id] = threading.Event()
         _shut(connection)
-        threading.Event().wait(self.reset)
+        reset.wait(self.reset)
         self.may_reset.wait()
         with self._lock, connection:
             if self._sessions.get(bus_id) is connection:
                 del self._sessions[bus_id]
                 self._set_status(bus_id, AVAILABLE)
+            if self._resets.get(bus_id) is reset:
+                del self._resets[bus_id]
+            reset.set()
 
 
 def _shut(connection: socket.socket) -> int:
