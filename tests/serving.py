@@ -43,7 +43,7 @@ class Running:
 async def running_server(
     *kinds: str,
     times: lease.Times = lease.Times(),
-    handshake_timeout: float = 5.0,
+    handshakes: exporter.HandshakeLimits = exporter.HandshakeLimits(),
     limits: control.Limits = control.Limits(),
     echo: float = server.OWN_ECHO,
     folder: Path | None = None,
@@ -54,7 +54,7 @@ async def running_server(
     names = sharing.NameBook(state.StateFile(folder and folder / "names.jsonl"))
     shared = sharing.SharedDevices(devices, names)
     held = leases.Leases(shared, devices, past, times, devices)
-    export = exporter.Exporter(shared, held, handshake_timeout)
+    export = exporter.Exporter(shared, held, handshakes)
     await held.start()
     export.bind([HOST], 0)
     export.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -117,6 +118,7 @@ NUMBERS = [
     ("Limits.idle_timeout", control.Limits().idle_timeout, "300 s"),
     ("Limits.unread_bytes", control.Limits().unread_bytes / 2**20, "1 MiB"),
     ("Limits.linger_bytes", control.Limits().linger_bytes / 2**20, "32 MiB"),
+    ("Limits.linger_seconds", control.Limits().linger_seconds, "3 s"),
     ("MAX_SECONDS", protocol.MAX_SECONDS / 86400, "30 days"),
     ("MAX_WAITING", waiting.MAX_WAITING, "64 clients"),
     ("AT_ONCE", control.AT_ONCE, "16 requests"),
@@ -126,14 +128,18 @@ NUMBERS = [
     ("Limits.silent_seconds", control.Limits().silent_seconds, "6 s"),
     ("Limits.probe_seconds", control.Limits().probe_seconds, "125 s"),
     ("Limits.unread_seconds", control.Limits().unread_seconds / 60, "15 min"),
+    ("MAX_PER_DEVICE", history.MAX_PER_DEVICE, "200 of a device"),
     ("HEAD_START", addresses.HEAD_START, "0.1 s"),
-    ("HANDSHAKE_TIMEOUT", exporter.HANDSHAKE_TIMEOUT, "5 s"),
-    ("MAX_HANDSHAKES", exporter.MAX_HANDSHAKES, "64 at a time"),
+    ("HandshakeLimits.timeout", exporter.HandshakeLimits().timeout, "5 s"),
+    ("HandshakeLimits.rest", exporter.HandshakeLimits().rest, "1 s"),
+    ("HandshakeLimits.at_once", exporter.HandshakeLimits().at_once, "64 at a time"),
     ("Times.reservation", lease.Times().reservation, "15 s"),
     ("Times.grace", lease.Times().grace, "2 s"),
     ("Times.reset", lease.Times().reset, "5 s"),
     ("Times.notice", lease.Times().notice, "60 s"),
     ("KEEPALIVE_IDLE", sessions.KEEPALIVE_IDLE, "3 s"),
+    ("KEEPALIVE_INTERVAL", sessions.KEEPALIVE_INTERVAL, "1 s"),
+    ("KEEPALIVE_COUNT", sessions.KEEPALIVE_COUNT, "5"),
     ("USER_TIMEOUT_MS", sessions.USER_TIMEOUT_MS / 1000, "8 s"),
     ("SILENT_MS", sessions.SILENT_MS / 1000, "2.5 s"),
 ]
@@ -142,11 +148,21 @@ NUMBERS = [
 @pytest.mark.parametrize(("name", "value", "words"), NUMBERS, ids=lambda x: str(x))
 def test_every_limit_is_what_the_page_says(name: str, value: float, words: str) -> None:
     assert words.startswith(f"{value:g} ") or words == f"{value:g}"
-    row = re.search(rf"^\| `{re.escape(name)}`.*$", PAGE, re.MULTILINE)
+    row = re.search(rf"^\| (?:`[\w.]+`, )*`{re.escape(name)}`.*$", PAGE, re.MULTILINE)
     assert row, name
     assert words in row[0].replace("10 000", "10000")
 
 
 def test_every_limit_of_the_page_is_looked_at() -> None:
-    names = re.findall(r"^\| `((?:[A-Z]|Limits|Times)[\w.]*)`", PAGE, re.MULTILINE)
-    assert {n for n in names if not n.startswith("OP_")} <= {name for name, *_ in NUMBERS}
+    cells = re.findall(r"^\| (`[A-Z].*?) \|", PAGE, re.MULTILINE)
+    names = {name for cell in cells for name in re.findall(r"`([A-Z][\w.]*)`", cell)}
+    assert {n for n in names if not n.startswith("OP_")} == {name for name, *_ in NUMBERS}
+
+
+@pytest.mark.parametrize(
+    "limits", [control.Limits, exporter.HandshakeLimits], ids=["control", "exporter"]
+)
+def test_no_limit_is_missing_on_the_page(limits: type[Any]) -> None:
+    assert {f"{limits.__name__}.{field.name}" for field in fields(limits)} <= {
+        n for n, *_ in NUMBERS
+    }

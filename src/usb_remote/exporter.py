@@ -11,6 +11,7 @@ import errno
 import logging
 import socket
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 
 from usb_remote import errors, usbip_wire
@@ -24,13 +25,22 @@ from usb_remote.values import BusId
 
 log = logging.getLogger(__name__)
 
-HANDSHAKE_TIMEOUT = 5.0
-"""Seconds for the 8 or 40 bytes of a request to arrive."""
-MAX_HANDSHAKES = 64
-"""Connections that are being read at a time; older ones give way to newer ones."""
 
-REST = 1.0
-"""Seconds until the next try to accept when files or memory are used up, as asyncio does."""
+@dataclass(frozen=True)
+class HandshakeLimits:
+    """What USB/IP clients may cost before they have a device.
+
+    Attributes:
+        timeout: seconds for the 8 or 40 bytes of a request to arrive, and again for a client to
+            take the list of devices.
+        at_once: connections that are being read, or sent a list, at a time; the oldest gives way.
+        rest: seconds until the next try to accept when files or memory are used up.
+
+    """
+
+    timeout: float = 5.0
+    at_once: int = 64
+    rest: float = 1.0
 
 
 class Exporter:
@@ -39,7 +49,7 @@ class Exporter:
     Args:
         source: which devices there are.
         leases: decides about imports; started and stopped by whoever made it.
-        timeout: seconds for a request to arrive.
+        limits: what clients may cost.
 
     Attributes:
         port: TCP port that it listens on.
@@ -48,17 +58,22 @@ class Exporter:
     """
 
     def __init__(
-        self, source: DeviceSource, leases: Leases, timeout: float = HANDSHAKE_TIMEOUT
+        self, source: DeviceSource, leases: Leases, limits: HandshakeLimits = HandshakeLimits()
     ) -> None:
         self.port = 0
         self.allowed = Networks()
         self._source = source
         self._leases = leases
-        self._timeout = timeout
+        self._limits = limits
         self._listeners: list[socket.socket] = []
         self._resting: dict[socket.socket, asyncio.TimerHandle] = {}
         self._handshakes: dict[socket.socket, tuple[str, asyncio.Task[None]]] = {}
         self._imports: set[asyncio.Task[None]] = set()
+
+    @property
+    def handshakes(self) -> int:
+        """How many connections are being read or sent a list."""
+        return len(self._handshakes)
 
     def bind(self, addresses: Iterable[str], port: int) -> None:
         """Take the port: who connects waits until :meth:`start`.
@@ -110,7 +125,7 @@ class Exporter:
             connection.close()
             return
         connection.setblocking(False)
-        while len(self._handshakes) >= MAX_HANDSHAKES:
+        while len(self._handshakes) >= self._limits.at_once:
             oldest = next(iter(self._handshakes))
             self._handshakes.pop(oldest)[1].cancel()
         task = asyncio.create_task(self._handshake(connection, address))
@@ -121,7 +136,7 @@ class Exporter:
         """Whoever waits to be accepted would wake us again and again until there is room."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(listener)
-        self._resting[listener] = loop.call_later(REST, self._listen_again, listener)
+        self._resting[listener] = loop.call_later(self._limits.rest, self._listen_again, listener)
 
     def _listen_again(self, listener: socket.socket) -> None:
         del self._resting[listener]
@@ -135,7 +150,7 @@ class Exporter:
 
     async def _handshake(self, connection: socket.socket, address: str) -> None:
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._limits.timeout):
                 request = await _read_request(connection)
             if isinstance(request, usbip_wire.ImportRequest):
                 self._imports.add(self._handshakes.pop(connection)[1])  # from here to the end
@@ -149,7 +164,7 @@ class Exporter:
         shared = [d for d in self._source.list_devices() if d.state is not State.PROTECTED]
         records = [r for d in shared if (r := self._source.record(d.bus_id))]
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._timeout):
+        async with asyncio.timeout(self._limits.timeout):
             await loop.sock_sendall(connection, usbip_wire.pack_devlist(records))
 
     async def _import(self, connection: socket.socket, bus_id: BusId, address: str) -> None:
