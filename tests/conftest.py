@@ -17,7 +17,7 @@ from hypothesis import settings
 
 from tests import interrupts, kinds
 from tests.ledger import Ledger
-from tests.patience import factor
+from tests.patience import factor, patience
 from tests.residing import Here, residing
 from tests.serving import QUICK, Running, at, running_server
 from tests.trees import Tree
@@ -66,7 +66,7 @@ def nothing_leaks() -> Iterator[None]:
     before = _descriptors()
     yield
     for thread in set(threading.enumerate()) - threads:
-        thread.join(timeout=5)
+        thread.join(timeout=patience(5))
     left = [t for t in set(threading.enumerate()) - threads if not t.name.startswith("asyncio")]
     assert not left, f"threads left behind: {left}"
     opened = {fd: what for fd, what in _descriptors().items() if before.get(fd) != what}

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from tests.patience import patience
 from tests.serving import HOST, Running
 
 PING = {"event": "ping"}
@@ -34,7 +35,7 @@ class Line:
         return message
 
     async def hear_any(self) -> dict[str, Any]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(20)):
             message: dict[str, Any] = json.loads(await self.reader.readline())
         return message
 
@@ -43,7 +44,7 @@ class Line:
         return await self.hear()
 
     async def at_end(self) -> bool:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(20)):
             return await self.reader.read() == b""
 
 

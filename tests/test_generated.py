@@ -12,6 +12,7 @@ import typer
 from tools import generated, keys
 from tools.commands import program
 
+from tests.patience import patience
 from usb_remote.errors import Exit
 
 pytestmark = pytest.mark.docs
@@ -37,7 +38,9 @@ def needs(command: str) -> None:
 
 def run(*command: str) -> list[str]:
     """The words that it prints; it has nothing to complain of."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=patience(30), check=False
+    )
     assert (done.returncode, done.stderr) == (0, ""), done
     return done.stdout.split()
 

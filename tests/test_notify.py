@@ -26,7 +26,7 @@ def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Listener
     address = place if request.param == "a file" else f"@usb-remote-{os.getpid()}-{place}"[:100]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(address if address == place else f"\0{address[1:]}")
-        listener.settimeout(5)
+        listener.settimeout(patience(5))
         yield listener, address
 
 

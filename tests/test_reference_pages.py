@@ -12,9 +12,7 @@ from tools import keys
 
 from usb_remote import config, config_file, events, history, hooks, lease, model, protocol, replies
 from usb_remote.errors import Exit
-from usb_remote.mdns import TYPE, advertise, browse
-
-pytestmark = pytest.mark.docs
+from usb_remote.mdns import TYPE, advertise, browse, heard
 
 pytestmark = pytest.mark.docs
 
@@ -89,8 +87,10 @@ def test_the_record_is_as_the_page_says() -> None:
         "{:g}, {:g} and {:g} ms (`SHOTS`)".format(*(shot * 1000 for shot in browse.SHOTS)),
         f"{browse.LEAST * 1000:g} ms have passed (`LEAST`",
         f"for {browse.QUIET * 1000:g} ms (`QUIET`)",
-        f"{browse.MAX_KNOWN} known answers (`MAX_KNOWN`)",
-        f"{browse.MAX_SERVERS} servers",
+        f"{heard.MAX_KNOWN} known answers (`MAX_KNOWN`)",
+        f"{heard.MAX_SERVERS} servers are believed (`MAX_SERVERS`)",
+        f"{heard.MAX_ADDRESSES} addresses each (`MAX_ADDRESSES`)",
+        f"at most {heard.MAX_HOSTS} are kept (`MAX_HOSTS`)",
         ", ".join(f"{seconds:g}" for seconds in browse.BROWSE_INTERVALS[:-1])
         + f" s, then {browse.BROWSE_INTERVALS[-1]:g} s each time",
         f"{advertise.ADDRESS_SETTLE:g} s after",

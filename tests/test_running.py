@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from usb_remote import aio, errors, notify
 from usb_remote.agent_protocol import Attached, Loss
 from usb_remote.cli import running
@@ -40,7 +41,7 @@ def service(tmp_path: Path, systemd: socket.socket) -> notify.Service:
 
 
 async def heard(systemd: socket.socket) -> str:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patience(5)):
         return (await asyncio.get_running_loop().sock_recv(systemd, 4096)).decode()
 
 

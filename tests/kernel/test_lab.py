@@ -8,6 +8,7 @@ import pytest
 from tests.kernel.guest import GuestError
 from tests.kernel.lab import until
 from tests.kernel.vm import VM
+from tests.patience import patience
 
 LISTEN = """
 import socket
@@ -86,7 +87,7 @@ def test_lines_arrive_while_a_program_runs(vm: VM) -> None:
 
 def test_a_command_has_a_user_an_input_and_a_limit(vm: VM) -> None:
     assert vm.sh("id -un; pwd; cat", stdin="text", user="alice").out == "alice\n/home/alice\ntext"
-    slow = vm.sh("echo first; sleep 100", timeout=1)
+    slow = vm.sh("echo first; sleep 100", timeout=patience(1))
     assert (slow.rc, slow.out) == ("timeout", "first\n")
     with pytest.raises(GuestError, match="exit status 7"):
         vm.sh("exit 7").ok()
@@ -119,13 +120,13 @@ def test_usbip_is_not_loaded_and_the_old_release_runs(vm: VM) -> None:
 def test_a_program_that_is_a_fork_is_like_any_other(vm: VM) -> None:
     tell = 'p=$(pgrep -of "usb_remote server"); ps -o user=,args= $p; readlink /proc/$p/cwd'
     program = vm.start("exec usb-remote server --virtual --name 'two words'", user="alice")
-    program.wait_for("as two words", 90)
+    program.wait_for("as two words")
     who, home = vm.sh(tell).ok().out.splitlines()
     assert who.split(maxsplit=1) == [
         "alice", "python3 -m usb_remote server --virtual --name two words",
     ]  # fmt: skip
     assert home == "/home/alice"
     assert program.stop(signal.SIGKILL) == -signal.SIGKILL
-    refused = vm.sh("usb-remote config show", 90, env={"USB_REMOTE_CONFIG": "/nowhere"})
+    refused = vm.sh("usb-remote config show", env={"USB_REMOTE_CONFIG": "/nowhere"})
     assert (refused.rc, refused.out) == (2, "")
     assert "/nowhere" in refused.err

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.kernel.lab import SOURCE
 from tests.kernel.vm import VM
+from tests.patience import patience
 
 ROOT = SOURCE.parent
 NEEDED = ("src", "systemd", "tools", "pyproject.toml", "README.md", "LICENSE")
@@ -42,4 +43,4 @@ def install(machine: VM, version: str = "") -> None:
     name, content = wheel(version)
     machine.put(f"/root/{name}", content)
     pip = f"{ENVIRONMENT}/bin/pip install --quiet --no-deps --no-index --force-reinstall"
-    machine.sh(f"{pip} /root/{name}", 180).ok()
+    machine.sh(f"{pip} /root/{name}", patience(180)).ok()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.network.conftest import MakeNetwork
 from tests.network.lab import Host, Network
+from tests.patience import patience
 
 GROUP, GROUP6, PORT = "239.77.0.1", "ff02::77", 7777
 
@@ -314,7 +315,7 @@ def watch(pids: Iterable[int]) -> list[int]:
 
 def all_ended(handles: list[int]) -> bool:
     """Whether these processes end within a moment; lets go of the handles."""
-    ended = [bool(select.select([handle], [], [], 10)[0]) for handle in handles]
+    ended = [bool(select.select([handle], [], [], patience(10))[0]) for handle in handles]
     for handle in handles:
         os.close(handle)
     return all(ended)
