@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from tests.disks import full_disk
 from usb_remote import config, config_edit, config_file, errors, rules
 from usb_remote.values import DeviceName
 
@@ -317,6 +318,120 @@ def test_writing_makes_the_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file"
     config_edit.add_server(path, "[fd00::1]:5055")
     assert config_file.load(path).configured_servers[0].addresses == ("fd00::1",)
+
+
+def test_writing_leaves_the_files_permissions_and_follows_a_link(
+    tmp_path: Path, file: Path
+) -> None:
+    file.chmod(0o600)
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    config_edit.set_timeout(link, 7)
+    assert link.is_symlink()
+    assert config_file.load(file).timeout == 7
+    assert file.stat().st_mode & 0o777 == 0o600
+    config_edit.set_timeout(tmp_path / "new", 7)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o644
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "new", "usb-remote.config"]
+
+
+def test_a_list_without_entries_and_a_file_of_comments_are_written_into(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for text in ("servers:\ntimeout: 3\n", "# only this\n"):
+        path.write_text(text)
+        assert not config_edit.remove_server(path, "pi")
+        assert config_edit.add_server(path, "pi")
+        assert config_file.load(path).servers == ["pi"]
+    assert path.read_text() == "# only this\nservers:\n  - pi\n"
+
+
+def test_what_cannot_be_written_is_said_and_leaves_no_file(tmp_path: Path, file: Path) -> None:
+    before = file.read_text()
+    with full_disk(), pytest.raises(errors.ConfigError, match="cannot be written: File too large"):
+        config_edit.set_timeout(file, 7)
+    assert file.read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["usb-remote.config"]
+
+
+def test_which_file_is_written(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write = config_file.path_to_write
+    environment = {"XDG_CONFIG_HOME": f"{tmp_path}/xdg"}
+    assert write(None, environment) == tmp_path / "xdg/usb-remote/usb-remote.config"
+    (tmp_path / ".usb-remote.config").touch()
+    assert write(None, environment) == tmp_path / ".usb-remote.config"
+    legacy = environment | {"USB_REMOTE_CONFIG_PATH": "/legacy"}
+    assert write(None, legacy) == Path("/legacy")
+    named = legacy | {"USB_REMOTE_CONFIG": "~/named"}
+    assert write(None, named) == Path("~/named").expanduser()
+    assert write(Path("~/option"), named) == Path("~/option").expanduser()
+
+
+@pytest.mark.parametrize(
+    ("host", "parts"),
+    [
+        ("pi", ("pi", None)), ("pi:1", ("pi", 1)), ("pi:65535", ("pi", 65535)),
+        ("10.0.0.1:80", ("10.0.0.1", 80)), ("fd00::1", ("fd00::1", None)),
+        ("[fd00::1]", ("fd00::1", None)), ("[fe80::1%eth0]:7", ("fe80::1%eth0", 7)),
+        ("pi:0", None), ("pi:65536", None), ("pi/1", None), ("[pi", None), ("a::b::c", None),
+    ],
+)  # fmt: skip
+def test_a_host_and_its_port(host: str, parts: tuple[str, int | None] | None) -> None:
+    if parts is not None:
+        assert config.split_host(host) == parts
+    else:
+        with pytest.raises(ValueError, match=r"not a host|At most|Expected|Only|not permitted"):
+            config.split_host(host)
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("10.0.0.1-3", ["10.0.0.1", "10.0.0.2", "10.0.0.3"]),
+        ("10.0.0.7-7", ["10.0.0.7"]), ("10.0.0.254-10.0.0.255", ["10.0.0.254", "10.0.0.255"]),
+        (" 10.0.0.1-1 ", ["10.0.0.1"]),
+        ("10.0.0.1-10.0.1.1", None), ("10.0.0.3-1", None), ("10.0.0.250-256", None),
+        ("10.0.0.1", None), ("300.0.0.1-2", None),
+    ],
+)  # fmt: skip
+def test_a_range_is_all_of_its_addresses(text: str, ends: list[str] | None) -> None:
+    if ends is not None:
+        assert config.expand_range(text) == ends
+    else:
+        with pytest.raises(ValueError, match=r"is not a range|ends before|Octet|octet"):
+            config.expand_range(text)
+
+
+def test_ranges_are_bounded_together() -> None:
+    quarter = [f"10.0.{n}.0-255" for n in range(4)]
+    assert len(config.Config(server_ranges=quarter).range_servers) == config.MAX_RANGE
+    with pytest.raises(ValidationError, match="more than 1024 addresses"):
+        config.Config(server_ranges=[*quarter, "10.0.9.1-1"])
+
+
+def test_a_server_is_at_the_port_that_is_said_or_the_usual_one() -> None:
+    known = config.Config(server_port=6000)
+    assert [known.server_at(text).port for text in ("pi", "pi:7", "[fd00::1]:8")] == [6000, 7, 8]
+
+
+@pytest.mark.parametrize("key", ["device", "id", "serial", "port"])
+def test_one_word_is_enough_for_a_wish(key: str) -> None:
+    assert config.WishConfig.model_validate({key: "1-1"})
+    with pytest.raises(ValidationError, match="which device"):
+        config.WishConfig(server="pi", name=DeviceName("scope"))
+
+
+@pytest.mark.parametrize("mode", ["660", "0660"])
+def test_a_mode_is_octal(mode: str) -> None:
+    assert config.WishConfig(device="x", mode=mode).mode == mode
+    for wrong in ("888", "66", "1660", "u+rw"):
+        with pytest.raises(ValidationError):
+            config.WishConfig(device="x", mode=wrong)
+
+
+def test_what_the_command_line_says_is_checked_as_in_a_file() -> None:
+    with pytest.raises(errors.UsageError, match=r"^--port: Input should be less than or equal"):
+        config.overridden(config.ServerConfig(), {"port": 70000})
 
 
 def test_a_broken_file_is_not_overwritten(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from usb_remote.matching import Query, merge, select
-from usb_remote.model import Device, Match, Server, with_ids
-from usb_remote.values import BusId, HardwareId, clean
+from usb_remote.matching import Query, called, is_called, is_same_server, merge, select
+from usb_remote.model import Device, Holder, Match, Server, with_ids
+from usb_remote.values import MAX_TEXT, BusId, HardwareId, clean
 
 
 @pytest.mark.parametrize("text", ["1-1", "1-1.4", "12-3.4.5.6.7", "2-10"])
@@ -142,6 +142,133 @@ def test_one_machine_in_yaml_and_mdns_is_one_server() -> None:
     (merged,) = merge([configured, found])
     assert merged.name == "lab"
     assert (merged.id, merged.addresses) == ("3", ("10.0.0.3", "fd00::3"))
+
+
+def test_what_is_known_first_stays_and_what_is_not_is_added() -> None:
+    first = Server(name="lab", addresses=("10.0.0.3",), version="2.9", id="3")
+    later = Server(name="pi", addresses=("fd00::3",), version="3.0", id="3")
+    (merged,) = merge([first, later])
+    assert (merged.version, merged.addresses) == ("2.9", ("10.0.0.3", "fd00::3"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"id": "1"}, {"id": "1", "port": 6000}, True),
+        ({"id": "1", "addresses": ("a",)}, {"id": "2", "addresses": ("a",)}, False),
+        ({"addresses": ("a", "b")}, {"id": "2", "addresses": ("b",)}, True),
+        ({"addresses": ("a",)}, {"addresses": ("a",), "port": 6000}, False),
+        ({"addresses": ("a",)}, {"addresses": ("b",)}, False),
+    ],
+)
+def test_which_servers_are_one(
+    one: dict[str, object], other: dict[str, object], same: bool
+) -> None:
+    servers = [Server.model_validate({"name": n, **s}) for n, s in (("x", one), ("y", other))]
+    assert is_same_server(*servers) is same
+    assert is_same_server(*reversed(servers)) is same
+
+
+@pytest.mark.parametrize(
+    ("host", "is_meant"),
+    [
+        ("lab", True), ("LAB", True), ("pi", True), ("10.0.0.3", True), ("fe80::3", True),
+        ("fe80::3%eth0", True), ("abc", True), ("ABC", False), ("", False), ("b", False),
+    ],
+)  # fmt: skip
+def test_what_a_server_is_called(host: str, is_meant: bool) -> None:
+    addresses = ("10.0.0.3", "fe80::3%eth0")
+    server = Server(name="lab", host_name="pi", id="abc", addresses=addresses)
+    assert is_called(server, host) is is_meant
+
+
+def test_a_name_of_its_own_goes_before_anything_else() -> None:
+    local, other = Server(name="localhost:5056", host_name="pi"), Server(name="pi")
+    assert called([local, other], "PI") == [other]
+    assert called([local], "pi") == [local]
+
+
+def test_a_whole_handle_goes_before_its_part_after_the_slash() -> None:
+    """A serial number may have a slash, or be what a server is called."""
+    odd = Match(BENCH4, device("1-7", "bench3/1-1"))
+    assert select([*CANDIDATES, odd], Query(handle="bench3/1-1")) == [odd]
+
+
+def test_a_description_is_also_the_name_and_the_devices_own_words() -> None:
+    named = device("1-1", name="scope", manufacturer="FTDI", product="UART", description="serial")
+    for words in ("SCOPE", "ftdi uart", "ser*", "uart"):
+        assert Query(desc=words).matches(named)
+    for words in ("uart ftdi", "FTDI", "scop"):
+        assert Query(desc=words).matches(named) is (words != "uart ftdi")
+
+
+# -- values -------------------------------------------------------------------------------------
+
+
+def test_devices_are_in_the_order_of_their_places() -> None:
+    places = ["2-1", "1-10", "1-2.10", "1-2.9", "1-2", "10-1"]
+    ordered = [d.bus_id for d in with_ids(device(place) for place in places)]
+    assert ordered == ["1-2", "1-2.9", "1-2.10", "1-10", "2-1", "10-1"]
+
+
+def test_devices_of_two_kinds_may_have_one_serial_number() -> None:
+    pair = [device("1-1", "A"), device("1-2", "A", product_id="6010")]
+    assert [d.id for d in with_ids(pair)] == ["0403:6001:A", "0403:6010:A"]
+
+
+@pytest.mark.parametrize("other", [{"bus_id": "1-2"}, {"product_id": "6002"}, {"serial": "B"}])
+def test_another_place_kind_or_serial_number_is_another_device(other: dict[str, object]) -> None:
+    one = device("1-1", "A")
+    assert one.is_same(one.model_copy(update={"devnum": 9, "id": "x", "name": "n"}))
+    assert not one.is_same(one.model_copy(update=other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"client": "1"}, {"client": "1", "address": "b"}, True),
+        ({"client": "1"}, {"client": "2"}, False),
+        ({"client": "1", "host": "a"}, {"client": "1", "host": "b"}, False),
+        ({"client": "1"}, {}, False),
+        ({"address": "a"}, {"address": "a", "user": "u"}, True),
+        ({"address": "a"}, {"address": "b"}, False),
+    ],
+)
+def test_which_holders_are_one_client(
+    one: dict[str, object], other: dict[str, object], same: bool
+) -> None:
+    both = [Holder.model_validate({"address": "a", **facts}) for facts in (one, other)]
+    assert both[0].is_same_client(both[1]) is same
+    assert both[1].is_same_client(both[0]) is same
+
+
+def test_a_holder_is_shown_by_what_is_known() -> None:
+    holders = [
+        Holder(user="ann", host="pc"), Holder(host="pc"), Holder(address="a"), Holder(),
+        Holder(user="ann", address="a"),
+    ]  # fmt: skip
+    assert list(map(str, holders)) == ["ann@pc", "pc", "a", "an unknown client", "ann@a"]
+
+
+def test_what_a_person_calls_a_device() -> None:
+    assert device("1-1").label == "1-1"
+    assert device("1-1", id="i").label == "i"
+    assert device("1-1", id="i", name="n").label == "n"
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-01-01T00:00:00", "1969-12-31T23:00:00Z", "9999-01-01T00:00:00Z"]
+)
+def test_what_is_no_moment(text: str) -> None:
+    with pytest.raises(ValidationError):
+        Holder.model_validate({"since": text})
+    assert Holder.model_validate({"since": "9998-12-31T00:00:00Z"}).since
+
+
+def test_a_text_that_is_cut_ends_with_a_letter() -> None:
+    assert clean("abc def", 4) == "abc"
+    assert clean("x" * 200) == "x" * MAX_TEXT
+    assert clean("a\u2028b\u2029c") == "a b c"
 
 
 def test_two_servers_of_one_name_stay_two() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from usb_remote import errors, protocol, protocol_2x, replies
 from usb_remote.answers import Answers
 from usb_remote.framing import RequestFramer
-from usb_remote.model import Device, Snapshot
+from usb_remote.model import Device, Server, Snapshot
 
 DATA = Path(__file__).parent / "data" / "2x"
 
@@ -186,6 +187,176 @@ def test_a_list_of_2x_is_read() -> None:
     reply = replies.parse_reply((DATA / "list.reply").read_bytes())
     assert reply.server is None
     assert [d.bus_id for d in replies.parse_devices(reply.data)] == ["1-1.4", "2-1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "of_2x"),
+    [
+        (b'{"command":"list"}', True), (b'{"v":1,"command":"list"}', False),
+        (b'{"command":"list", "v" : 2}', False), (b"{", True), (b'{"v"', True),
+    ],
+)  # fmt: skip
+def test_who_sends_no_version_speaks_2x(line: bytes, of_2x: bool) -> None:
+    assert protocol_2x.is_line(line) is of_2x
+
+
+def attach(**more: object) -> protocol.AttachRequest:
+    return protocol.build(protocol.AttachRequest, {"bus": "1-1", **more})
+
+
+def test_what_2x_can_be_asked_for() -> None:
+    known: list[protocol.Request] = [
+        attach(),
+        protocol.ListRequest(),
+        protocol.DeviceRequest(command="find"),
+        protocol.DeviceRequest(command="detach", bus="1-1"),
+    ]
+    unknown: list[protocol.Request] = [
+        attach(wait=0), attach(duration=9), attach(force=True), protocol.InfoRequest(),
+        protocol.WatchRequest(), protocol.HistoryRequest(), protocol.NameRequest(name="x"),
+        protocol.ReleaseRequest(bus="1-1"),
+    ]  # fmt: skip
+    assert [protocol_2x.knows(request) for request in known] == [True] * len(known)
+    assert [protocol_2x.knows(request) for request in unknown] == [False] * len(unknown)
+
+
+def test_how_long_a_request_may_take() -> None:
+    requests: list[protocol.Request] = [
+        attach(),
+        attach(wait=0),
+        attach(wait=7),
+        protocol.ListRequest(),
+    ]
+    assert [protocol.time_to_wait(request) for request in requests] == [0, None, 7, 0]
+    assert [protocol.waits(request) for request in requests] == [False, True, True, False]
+    assert [protocol.time_for(request) for request in requests] == [protocol.RESET_TIME] * 3 + [0]
+
+
+MONTH = 30 * 86400
+
+
+@pytest.mark.parametrize(
+    ("key", "least", "most", "beyond"),
+    [
+        ("wait", 0, MONTH, (-1, MONTH + 1, float("inf"), float("nan"))),
+        ("duration", 0.001, MONTH, (0, -1, MONTH + 1, float("inf"), float("nan"))),
+    ],
+)
+def test_times_are_bounded(key: str, least: float, most: float, beyond: tuple[float, ...]) -> None:
+    for fine in (least, most):
+        assert getattr(attach(**{key: fine}), key) == fine
+    for wrong in beyond:
+        with pytest.raises(errors.UsageError, match=f"^{key}: "):
+            attach(**{key: wrong})
+
+
+@pytest.mark.parametrize("key", ["id", "bus", "serial", "desc", "user", "host", "client", "name"])
+def test_words_are_bounded(key: str) -> None:
+    line = protocol.encode({"v": 1, "command": "name", "name": "x", key: "x" * 256})
+    assert isinstance(protocol.parse_request(line), protocol.NameRequest)
+    with pytest.raises(errors.InvalidRequest, match=f"{key}: .*at most 256"):
+        protocol.parse_request(line.replace(b"xx", b"xxx", 1))
+
+
+def test_our_own_requests_have_a_version_and_no_key_without_a_value() -> None:
+    line = protocol.request_line(attach(force=True))
+    assert line.endswith(b"}\n")
+    assert json.loads(line) == {
+        "v": 1, "command": "attach", "bus": "1-1", "first": False, "force": True,
+    }  # fmt: skip
+
+
+def test_a_query_of_a_request_is_all_that_it_says_of_the_device() -> None:
+    asked = {"id": "0403:6001", "bus": "1-1", "serial": "S", "desc": "d", "first": True}
+    assert protocol.ListRequest().v is None
+    query = protocol.DeviceRequest.model_validate({"command": "find", **asked}).query
+    assert query.model_dump(exclude_none=True) == asked
+
+
+# -- replies ------------------------------------------------------------------------------------
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_only_who_speaks_this_version_is_told_the_time() -> None:
+    told = INFO.model_dump()
+    assert replies.info_json(INFO, protocol.InfoRequest(), NOW) == told
+    assert replies.info_json(INFO, protocol.InfoRequest(v=1), NOW) == {
+        **told, "now": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+
+
+def test_what_is_known_of_a_server_after_its_answer() -> None:
+    named = Server(name="lab", addresses=("pi", "fd00::1"))
+    after = replies.server_of(INFO, named, "10.0.0.1")
+    assert (after.name, after.host_name, after.id, after.version) == (
+        "lab",
+        "bench",
+        "abc",
+        "3.0.0",
+    )
+    assert after.addresses == ("10.0.0.1", "pi", "fd00::1")
+    nameless = replies.default_server(5055)
+    after = replies.server_of(INFO, nameless, "10.0.0.1")
+    assert (after.name, after.addresses) == ("bench", ("10.0.0.1",))
+    of_2x = replies.server_of(None, nameless, "10.0.0.1")
+    assert (of_2x.name, of_2x.addresses, of_2x.id) == ("localhost", ("10.0.0.1",), None)
+    of_2x = replies.server_of(None, named, "10.0.0.1")
+    assert (of_2x.name, of_2x.addresses) == ("lab", ("10.0.0.1", "pi", "fd00::1"))
+
+
+def test_a_message_of_many_lines_is_cut() -> None:
+    line = protocol.encode({"status": "error", "message": "\n".join(["x" * 600] * 60)})
+    with pytest.raises(errors.UsbRemoteError) as caught:
+        replies.parse_reply(line)
+    lines = caught.value.message.splitlines()
+    assert len(lines) == 50
+    assert max(map(len, lines)) == 502
+
+
+@pytest.mark.parametrize(
+    ("message", "raised", "said"),
+    [
+        ({"status": "not_found", "message": "m"}, errors.NotFound, "m"),
+        ({"status": "multiple_matches", "message": "m"}, errors.Ambiguous, "m"),
+        ({"status": "error", "message": "m"}, errors.UsbRemoteError, "m"),
+        ({"status": "error", "code": "busy"}, errors.Busy, "error"),
+        ({"status": "error", "code": "of the future", "message": "m"}, errors.UsbRemoteError, "m"),
+        ({"status": 7}, errors.UsbRemoteError, "7"),
+    ],
+)
+def test_a_failure_is_the_class_that_its_code_or_status_says(
+    message: dict[str, object], raised: type[errors.UsbRemoteError], said: str
+) -> None:
+    for read in (replies.parse_reply, replies.parse_event):
+        with pytest.raises(errors.UsbRemoteError) as caught:
+            read(protocol.encode(message))
+        assert type(caught.value) is raised
+        assert caught.value.message == said
+
+
+def test_the_holder_beside_a_failure_is_cleaned_or_left_out() -> None:
+    def told(holder: object) -> object:
+        reply = {"status": "error", "code": "busy", "message": "m", "holder": holder}
+        with pytest.raises(errors.Busy) as caught:
+            replies.parse_reply(protocol.encode(reply))
+        return caught.value.holder
+
+    assert told({"user": "a\x1b", "moon": 1}) == {"user": "a"}
+    assert told({"since": "never"}) is None
+    assert told(7) is None
+
+
+def test_devices_without_ids_get_some_and_others_keep_theirs() -> None:
+    node = {"vendor_id": "0403", "product_id": "6001", "device_name": "/dev/bus/usb/002/003"}
+    old, new = {"bus_id": "1-1", **node}, {"bus_id": "1-2", **node, "id": "mine", "devnum": 9}
+    assert [(d.id, d.devnum) for d in replies.parse_devices([new])] == [("mine", 9)]
+    assert [(d.id, d.devnum) for d in replies.parse_devices([old])] == [("0403:6001@1-1", 3)]
+    both = [(d.id, d.devnum) for d in replies.parse_devices([old, new])]
+    assert both == [("0403:6001@1-1", 3), ("0403:6001@1-2", 3)]
+    assert (replies.parse_device(old).devnum, replies.parse_device(new).id) == (3, "mine")
+    odd = replies.parse_device({**old, "device_name": "/dev/bus/usb/002/x"})
+    assert odd.devnum == 0
 
 
 def test_what_a_newer_server_adds_is_ignored() -> None:
