@@ -85,10 +85,11 @@ async def test_who_fills_the_last_place_closes_the_door_until_somebody_leaves() 
     assert mine is not None
     waiting = [asyncio.create_task(claims.wait_for(NAME, None)) for _ in range(6)]
     await eventually(lambda: len(mine._waiting) == 2)
+    first = set(mine._waiting)
     waiting[0].cancel()
     waiting[1].cancel()
     await asyncio.gather(*waiting[:2], return_exceptions=True)
-    await eventually(lambda: len(mine._waiting) == 2)  # the next ones
+    await eventually(lambda: len(mine._waiting - first) == 2)
     assert len(mine._waiting) == 2
     mine.drop()
     for task in asyncio.as_completed(waiting[2:], timeout=patience(30)):

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from tests.importing import ArrivedAtOnce, UserSpaceImporter
-from tests.serving import HOST, Running, at, found, knowing, running_server
+from tests.serving import HOST, Running, at, found, knowing, running_server, state_of
 from tests.waiting import eventually
-from usb_remote import errors
+from usb_remote import errors, protocol
 from usb_remote.client import Client, How
 from usb_remote.config import Config
+from usb_remote.connection import connect
 from usb_remote.finder import Failure, Finder
 from usb_remote.matching import Query
 from usb_remote.model import Attachment, Device, Server, State, with_ids
@@ -428,3 +429,56 @@ async def test_a_watch_of_one_server_takes_no_notice_of_others(bench: Running) -
     other = Server(name="other", addresses=(HOST,), port=1)
     async with aclosing(Watcher(knowing("x"), found(other, pi)(), host="pi").watch()) as changes:
         assert (await _next(changes)).server.name == "pi"
+
+
+# -- what goes wrong half-way -------------------------------------------------------------------
+
+
+async def test_the_server_says_why_an_import_failed_if_it_knows() -> None:
+    """What the tool says of it is less: only that it did not work."""
+    failed = UserSpaceImporter(errors.SystemFault("usbip: recv op_common"))
+
+    async with running_server("serial", bus=Unbindable) as bench:
+        with pytest.raises(errors.SystemFault, match="the kernel refuses"):
+            await client(at(bench), importer=failed).attach(Query(bus="1-1"))
+
+
+async def test_what_is_held_but_not_imported_here_is_let_go(bench: Running) -> None:
+    """As after a crash between the two."""
+    one = client(at(bench))
+    (match,) = (await finder(at(bench)).search()).select(Query(bus="1-1"))
+    async with await connect(match.server, 20) as connection:
+        ask = protocol.build(
+            protocol.AttachRequest, {"bus": "1-1", "client": "me", "host": socket.gethostname()}
+        )
+        await connection.request(ask)
+    assert state_of(bench, "1-1") is State.IN_USE
+    done = await one.detach(Query(bus="1-1"))
+    assert done.attachment is None
+    assert state_of(bench, "1-1") is State.AVAILABLE
+
+
+async def test_what_somebody_else_holds_is_not_let_go_by_a_detach(bench: Running) -> None:
+    theirs = UserSpaceImporter()
+    other = client(at(bench), importer=theirs, me="you")
+    await other.attach(Query(bus="1-1"))
+    done = await client(at(bench)).detach(Query(bus="1-1"))
+    assert done.attachment is None
+    assert state_of(bench, "1-1") is State.IN_USE
+    await other.detach(Query(bus="1-1"))
+
+
+async def test_whoever_waited_for_it_has_it_by_the_time_a_detach_is_confirmed(
+    bench: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, theirs = UserSpaceImporter(), UserSpaceImporter()
+    one, other = client(at(bench), importer=here), client(at(bench), importer=theirs, me="you")
+    await one.attach(Query(bus="1-1"))
+    waiting = asyncio.create_task(other.attach(Query(bus="1-1"), How(wait=0)))
+    await eventually(lambda: bench.control.snapshot.devices[0].waiting == 1)
+    done = await one.detach(Query(bus="1-1"))
+    assert done.match is not None
+    assert done.attachment is not None
+    assert (await waiting).attachment.bus_id == "1-1"
+    assert "does not confirm it" not in caplog.text
+    await other.detach(Query(bus="1-1"))

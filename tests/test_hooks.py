@@ -85,6 +85,14 @@ async def test_its_facts_are_in_the_environment(run: Run, tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
+async def test_the_server_that_it_is_of_goes_before_our_own(tmp_path: Path) -> None:
+    hook = Hook(["sh", "-c", f"echo $USB_REMOTE_SERVER >> {tmp_path}/log"], "bench")
+    hook(PLUGGED)
+    hook(PLUGGED, "other")
+    await hook.stop()
+    assert sorted((tmp_path / "log").read_text().split()) == ["bench", "other"]
+
+
 def test_what_there_is_not_is_an_empty_text() -> None:
     facts = hooks.environment(PLUGGED, "bench")
     assert facts["USB_REMOTE_EVENT"] == "plugged"

@@ -77,6 +77,52 @@ async def test_a_watchdog_of_another_process_is_none_of_ours(systemd: Listener) 
         heard(systemd)
 
 
+def test_what_was_stored_is_passed_once_to_whom_it_is_meant_for_and_to_no_child() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        os.set_inheritable(left.fileno(), True)
+        passed = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "scope"}
+        environment = dict(passed)
+        service = notify.Service(environment, left.fileno())
+        assert environment == {}
+        assert not os.get_inheritable(left.fileno())
+        (stored,) = service.stored().items()
+        assert (stored[0], stored[1].fileno()) == ("scope", left.fileno())
+        stored[1].detach()
+        assert service.stored() == {}
+        others = notify.Service({**passed, "LISTEN_PID": "1"}, left.fileno())
+        assert others.stored() == {}
+
+
+def test_what_is_stored_is_sent_with_its_name(systemd: Listener) -> None:
+    service = notify.Service({notify.SOCKET: systemd[1]})
+    with socket.socket() as kept:
+        service.store("scope", kept.fileno())
+        data, fds, _, _ = socket.recv_fds(systemd[0], 4096, 4)
+    (copy,) = fds
+    os.close(copy)
+    assert data.split(b"\n") == [b"FDSTORE=1", b"FDPOLL=0", b"FDNAME=scope"]
+    service.forget("scope")
+    assert heard(systemd) == ["FDSTOREREMOVE=1", "FDNAME=scope"]
+
+
+async def test_the_watchdog_hears_twice_in_the_time_that_it_gives(systemd: Listener) -> None:
+    """And not just in time: half of it is left for a busy machine."""
+    service = notify.Service(
+        {
+            notify.SOCKET: systemd[1],
+            notify.WATCHDOG: "60000000",
+            notify.WATCHDOG_PID: f"{os.getpid()}",
+        }
+    )
+    service.ready()
+    timer = service._timer
+    assert timer is not None
+    assert 29 < timer.when() - asyncio.get_running_loop().time() <= 30
+    service.stopping()
+    assert timer.cancelled()
+
+
 def test_programs_that_we_start_do_not_speak_for_us() -> None:
     environment = {notify.SOCKET: "/nowhere", notify.WATCHDOG: "1", notify.WATCHDOG_PID: "1"}
     notify.Service(environment)

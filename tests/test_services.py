@@ -223,6 +223,18 @@ def test_a_path_is_written_as_systemd_reads_it(word: str, quoted: str) -> None:
     assert f"\nExecStart={quoted} server\n" in services.rendered(Kind.SERVER.unit, [word], "3.1")
 
 
+def test_only_what_root_alone_may_change_is_safe(tmp_path: Path) -> None:
+    assert not services.is_writable_by_others(Path("/usr/bin/env"))
+    assert services.is_writable_by_others(tmp_path / "..")  # below /tmp, which all may write to
+
+
+def test_an_agent_leaves_a_server_of_2x_alone(machine: Machine) -> None:
+    old = machine.target(services.OLD_UNIT)
+    old.parent.mkdir(parents=True)
+    old.write_text("[Unit]\n")
+    assert not [line for line in install(machine, Kind.AGENT) if services.OLD_UNIT in line]
+
+
 def test_a_program_that_a_service_cannot_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.SystemFault, match="another one for each service"):
         services.check_program([Path("/tmp")])

@@ -79,6 +79,27 @@ def test_all_criteria_of_a_rule_must_fit() -> None:
     assert not Criteria(id="0403:*", serial="B*").matches(device())
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "covers"),
+    [
+        ({}, {"bus": "1-1"}, True), ({"bus": "1-1"}, {}, False),
+        ({"bus": "1-*"}, {"bus": "1-1.*"}, True), ({"bus": "1-1.*"}, {"bus": "1-*"}, False),
+        ({"bus": "1-*"}, {"bus": "1-[12]"}, True), ({"bus": "1-?"}, {"bus": "1-1"}, False),
+        ({"bus": "1-1"}, {"bus": "1-[1]"}, False), ({"serial": "a?"}, {"serial": "a?"}, True),
+        ({"serial": "[*"}, {"serial": "[*"}, True), ({"serial": "A*"}, {"serial": "ab"}, True),
+        ({"class": "08"}, {"class": "08/06"}, True), ({"class": "08/06"}, {"class": "08"}, False),
+        ({"class": "0*"}, {"class": "08/06/50"}, True),
+        ({"serial": "a*"}, {"serial": "ab", "id": "0403:*"}, True),
+        ({"serial": "a*", "id": "0403:*"}, {"serial": "ab"}, False),
+    ],
+)  # fmt: skip
+def test_which_criteria_cover_which(
+    one: dict[str, str], other: dict[str, str], covers: bool
+) -> None:
+    criteria = [Criteria.model_validate(globs) for globs in (one, other)]
+    assert criteria[0].covers(criteria[1]) is covers
+
+
 def test_the_first_rule_that_matches_wins() -> None:
     rules = [Rule(allow=Criteria(serial="A5XK")), Rule(deny=Criteria(id="0403:*"))]
     assert decide(rules, device()) is Verb.ALLOW
@@ -255,6 +276,23 @@ def test_only_a_rule_of_its_own_gives_away_what_is_used_unseen() -> None:
     assert not found.gives_away(BusId("1-2"))
 
 
+def test_another_device_in_the_same_place_is_decided_on_anew() -> None:
+    found = shared(device(), rules=(Rule(deny=Criteria(serial="A5XK")),))
+    assert found.list_devices() == ()
+    found.source = Plugged(device(serial="B", devnum=6))
+    assert len(found.list_devices()) == 1
+    found.source = Plugged(device(serial="A5XK", devnum=7))
+    assert found.list_devices() == ()
+
+
+def test_the_same_device_is_decided_on_anew_when_it_is_plugged_in_again() -> None:
+    """It may have changed its class, as one does that is flashed."""
+    found = shared(device(), rules=(Rule(deny=Criteria.model_validate({"class": "08"})),))
+    assert found.list_devices() == ()
+    found.source = Plugged(device(classes=("ff/00/00",), devnum=6))
+    assert len(found.list_devices()) == 1
+
+
 def test_new_rules_decide_anew() -> None:
     found = shared(device(), rules=(Rule(deny=Criteria()),))
     assert found.list_devices() == ()
@@ -279,8 +317,11 @@ def test_the_most_telling_description_wins() -> None:
 
 
 def test_all_parts_of_a_description_must_fit() -> None:
-    names = named(scope={"serial": "A5XK", "port": "1-2"})
-    assert names_of(shared(device(), names=names)) == [None]
+    right = {"serial": "A5XK", "id": "0403:6001", "port": "1-1.4"}
+    assert names_of(shared(device(), names=named(scope=right))) == ["scope"]
+    for wrong in ({"serial": "B"}, {"id": "0403:6002"}, {"port": "1-2"}):
+        names = named(scope=right | wrong)
+        assert names_of(shared(device(), names=names)) == [None]
 
 
 def test_a_name_by_serial_moves_with_the_device_and_one_by_port_does_not() -> None:
@@ -331,6 +372,30 @@ def test_twins_are_named_by_their_ports(tmp_path: Path) -> None:
     found.names.give(left, "left", found.list_devices())
     found.names.give(right, "right", found.list_devices())
     assert names_of(shared(*twins, file=tmp_path / "names")) == ["left", "right"]
+
+
+def test_a_name_is_given_again_to_the_device_that_has_it() -> None:
+    found = shared(device(), device("1-2", serial="B"))
+    for _ in range(2):
+        one = found.list_devices()[0]
+        found.names.give(one, "scope", found.list_devices())
+    assert names_of(found) == ["scope", None]
+
+
+def test_a_given_name_takes_the_place_of_a_configured_one_whatever_its_case() -> None:
+    found = shared(device(), device("1-2", serial="B"), names=named(scope={"serial": "A5XK"}))
+    found.names.give(found.list_devices()[0], "Scope", found.list_devices())
+    assert names_of(found) == ["Scope", None]
+    found.source = Plugged(device("1-2", serial="B"))
+    assert names_of(found) == [None]
+
+
+def test_a_given_name_goes_before_a_configured_one_that_tells_more() -> None:
+    found = shared(device(), device("1-2"), names=named(scope={"serial": "A5XK", "port": "1-2"}))
+    one = found.list_devices()[1]
+    assert one.name == "scope"
+    found.names.give(one, "mine", found.list_devices())  # by its port: it has a twin
+    assert names_of(found) == [None, "mine"]
 
 
 def test_a_new_name_replaces_the_old_one(tmp_path: Path) -> None:
