@@ -7,10 +7,12 @@ import contextlib
 import ctypes
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from tests.patience import patience
 from tests.serving import HOST, Running, running_server
 from tests.waiting import eventually
 from usb_remote.control import ControlConnection, Limits
@@ -126,6 +128,34 @@ async def test_a_watcher_that_reads_nothing_for_too_long_is_closed() -> None:
                 await change(bench)
                 was_full |= watcher._full
             assert was_full
+
+
+@pytest.mark.soak
+async def test_a_watcher_that_is_stopped_for_ten_minutes_stays_and_gets_the_newest() -> None:
+    async with running_server("disk") as bench:
+        with watching(bench) as client:
+            await eventually(lambda: bench.control._watchers)
+            await fill(bench)
+            (watcher,) = bench.control._watchers
+            await asyncio.sleep(600)  # this is the promise, not a wait for something
+            assert watcher in bench.control._watchers
+            bench.devices.pull("disk")
+            bench.control.refresh()
+            await read_to(client, bench.control.snapshot.revision)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("is_stopped", "promise"), [(False, 10), (True, 130)])
+async def test_a_watcher_that_vanished_is_forgotten_in_time(is_stopped: bool, promise: int) -> None:
+    async with running_server("disk") as bench:
+        with watching(bench) as client:
+            await read_to(client, 1)
+            if is_stopped:
+                await fill(bench)
+            since = time.monotonic()
+            vanish(client)
+            await eventually(lambda: not bench.control._watchers, patience(promise))
+            assert time.monotonic() - since < patience(promise)
 
 
 def test_a_connection_without_anything_under_way_is_delivered() -> None:
