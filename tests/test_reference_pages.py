@@ -70,7 +70,7 @@ def test_the_example_with_everything_has_everything_and_is_right(tmp_path: Path)
 
 def test_the_record_is_as_the_page_says() -> None:
     info = replies.Info(id="2f11" + "0" * 28, name="Lab Pi.3", version="3.0.0")
-    service = advertise.Advertiser(info, 5055, ["0.0.0.0"])._made_service(["10.0.0.7"])
+    service = advertise.service_of(info, 5055, ["10.0.0.7"])
     text = page("mdns")
     for key in service.decoded_properties:
         assert row(text, key)

@@ -6,6 +6,8 @@ import asyncio
 import ipaddress
 import logging
 import socket
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from zeroconf import Error, ServiceInfo
 from zeroconf.asyncio import AsyncZeroconf
@@ -19,11 +21,14 @@ log = logging.getLogger(__name__)
 ADDRESS_SETTLE = 0.3
 """Seconds after an address change until the next look: addresses come in bunches."""
 
-
 MAX_LABEL = 63
 """Bytes of one part of a name (RFC 1035, 2.3.4)."""
 MAX_STRING = 255
 """Bytes of one string of a TXT record (RFC 6763, 6.1)."""
+
+
+class ListInterfaces(Protocol):
+    def __call__(self, *, loopback: bool) -> list[ways.Interface]: ...
 
 
 class Advertiser:
@@ -33,13 +38,27 @@ class Advertiser:
         info: who we are.
         port: of the control protocol.
         listen: what the server listens on; addresses it does not listen on are not announced.
+        list_interfaces: what this machine has.
+        address_changes: opens a socket that is readable when that changes.
+        settle: seconds after a change until the next look.
 
     """
 
-    def __init__(self, info: Info, port: int, listen: list[str]) -> None:
+    def __init__(
+        self,
+        info: Info,
+        port: int,
+        listen: Sequence[str],
+        list_interfaces: ListInterfaces = ways.list_interfaces,
+        address_changes: Callable[[], socket.socket] = ways.address_changes,
+        settle: float = ADDRESS_SETTLE,
+    ) -> None:
         self._info = info
         self._port = port
-        self._listen = [ipaddress.ip_address(address) for address in listen]
+        self._listen = listen
+        self._list_interfaces = list_interfaces
+        self._address_changes = address_changes
+        self._settle = settle
         self._zeroconf: AsyncZeroconf | None = None
         self._service: ServiceInfo | None = None
         self._bound: dict[str, int] = {}
@@ -49,7 +68,7 @@ class Advertiser:
 
     async def start(self) -> None:
         """Announce; if that is impossible, say so and try again when an address changes."""
-        self._netlink = ways.address_changes()
+        self._netlink = self._address_changes()
         asyncio.get_running_loop().add_reader(self._netlink, self._on_change)
         await self._announce()
 
@@ -66,10 +85,10 @@ class Advertiser:
         await self._withdraw()
 
     async def _announce(self) -> None:
-        interfaces = self._interfaces()
+        interfaces = listened_on(self._listen, self._list_interfaces)
         self._bound = {i.address: i.number for i in ways.one_of_each(interfaces)}
         try:
-            self._service = self._made_service([i.address for i in interfaces])
+            self._service = service_of(self._info, self._port, [i.address for i in interfaces])
             self._zeroconf = AsyncZeroconf(interfaces=list(self._bound) or [ways.LOOPBACK])
             await self._zeroconf.async_register_service(self._service, cooperating_responders=True)
         except (OSError, Error, RuntimeError) as error:
@@ -79,39 +98,7 @@ class Advertiser:
     async def _withdraw(self) -> None:
         if self._zeroconf is not None:
             zeroconf, self._zeroconf = self._zeroconf, None
-            await zeroconf.async_unregister_all_services()
-            await zeroconf.async_close()
-
-    def _interfaces(self) -> list[ways.Interface]:
-        """Those that the server listens on."""
-        loopback = all(address.is_loopback for address in self._listen)
-        found = ways.list_interfaces(loopback=loopback)
-        return [i for i in found if self._listens_on(ipaddress.ip_address(i.address))]
-
-    def _listens_on(self, own: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-        return any(
-            own == a or (a.is_unspecified and a.version == own.version) for a in self._listen
-        )
-
-    def _made_service(self, addresses: list[str]) -> ServiceInfo:
-        """The instance name is unique by construction, so that probing can be skipped."""
-        label = f"{_cut(self._info.name, MAX_LABEL - 5)}-{self._info.id[:4]}"
-        host = "".join(c if c.isalnum() and c.isascii() else "-" for c in label)
-        return ServiceInfo(
-            TYPE,
-            f"{label.replace('.', '-')}.{TYPE}",
-            port=self._port,
-            server=f"{host}.local.",
-            parsed_addresses=addresses,
-            properties={
-                "txtvers": "1",
-                "proto": str(VERSION),
-                "id": self._info.id,
-                "name": _cut(self._info.name, MAX_STRING - len("name=")),
-                "version": self._info.version,
-                "usbip": str(self._info.usbip_port),
-            },
-        )
+            await zeroconf.async_close()  # which says goodbye
 
     # -- addresses come and go
 
@@ -120,7 +107,7 @@ class Advertiser:
             ways.drain(self._netlink)
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(ADDRESS_SETTLE, self._look_again)
+        self._timer = asyncio.get_running_loop().call_later(self._settle, self._look_again)
 
     def _look_again(self) -> None:
         if self._update is None or self._update.done():
@@ -129,14 +116,14 @@ class Advertiser:
             self._on_change()
 
     async def _follow_addresses(self) -> None:
-        interfaces = self._interfaces()
+        interfaces = listened_on(self._listen, self._list_interfaces)
         bound = {i.address: i.number for i in ways.one_of_each(interfaces)}
         addresses = sorted(i.address for i in interfaces)
         if self._zeroconf is None or self._service is None:
             await self._announce()
         elif bound != self._bound or addresses != sorted(self._service.parsed_addresses()):
             log.info("addresses changed; announcing %s", ", ".join(addresses) or "none")
-            self._service = self._made_service(addresses)
+            self._service = service_of(self._info, self._port, addresses)
             # before rebinding, which announces for half a second whatever is registered then
             announced = await self._zeroconf.async_update_service(self._service)
             await self._rebind(self._zeroconf, bound)
@@ -156,6 +143,44 @@ class Advertiser:
             log.warning("mDNS on a changed network: %s; trying again", error)
             self._bound = {}
             self._on_change()
+
+
+def listened_on(
+    listen: Sequence[str], list_interfaces: ListInterfaces = ways.list_interfaces
+) -> list[ways.Interface]:
+    """The interfaces on which a server that listens so is reached."""
+    listening = [ipaddress.ip_address(address) for address in listen]
+    found = list_interfaces(loopback=all(address.is_loopback for address in listening))
+    return [i for i in found if any(_takes(one, i.address) for one in listening)]
+
+
+def _takes(
+    listening: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    address: str,
+) -> bool:
+    own = ipaddress.ip_address(address)
+    return own == listening or (listening.is_unspecified and listening.version == own.version)
+
+
+def service_of(info: Info, port: int, addresses: list[str]) -> ServiceInfo:
+    """The instance name is unique by construction, so that probing can be skipped."""
+    label = f"{_cut(info.name, MAX_LABEL - 5)}-{info.id[:4]}"
+    host = "".join(c if c.isalnum() and c.isascii() else "-" for c in label)
+    return ServiceInfo(
+        TYPE,
+        f"{label.replace('.', '-')}.{TYPE}",
+        port=port,
+        server=f"{host}.local.",
+        parsed_addresses=addresses,
+        properties={
+            "txtvers": "1",
+            "proto": str(VERSION),
+            "id": info.id,
+            "name": _cut(info.name, MAX_STRING - len("name=")),
+            "version": info.version,
+            "usbip": str(info.usbip_port),
+        },
+    )
 
 
 def _cut(text: str, size: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from usb_remote.mdns import ways
@@ -38,14 +38,20 @@ class Probed(NamedTuple):
 
 async def probe() -> list[Probed]:
     """Ask once on each interface but loopback."""
-    interfaces = [i for i in ways.list_interfaces() if i.address != ways.LOOPBACK]
-    found = await asyncio.gather(*(_probe_one(i) for i in ways.one_of_each(interfaces)))
-    return list(found)
+    return await probe_on(i for i in ways.list_interfaces() if i.address != ways.LOOPBACK)
 
 
-async def _probe_one(interface: ways.Interface) -> Probed:
+async def probe_on(interfaces: Iterable[ways.Interface]) -> list[Probed]:
+    """Ask once on each of these: by IPv4, by IPv6, or both."""
+    chosen = ways.one_of_each(interfaces)
+    return await asyncio.gather(*(probe_by(i, list(ways.open_ways([i]))) for i in chosen))
+
+
+async def probe_by(
+    interface: ways.Interface, opened: Sequence[ways.Way], listen: float = LISTEN
+) -> Probed:
+    """Ask by the first of these ways that asks, hear by those that only listen; closes them all."""
     loop = asyncio.get_running_loop()
-    opened = list(ways.open_ways([interface]))
     asking = [way for way in opened if way.target is not None]
     hearing = [way.connection for way in opened if way.target is None]
     try:
@@ -56,7 +62,7 @@ async def _probe_one(interface: ways.Interface) -> Probed:
         error = _ask(asking[0])
         heard = False
         if ears:
-            done, _ = await asyncio.wait(ears, timeout=LISTEN)
+            done, _ = await asyncio.wait(ears, timeout=listen, return_when=asyncio.FIRST_COMPLETED)
             heard = bool(done)
         for task in ears:
             task.cancel()
