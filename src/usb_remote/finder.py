@@ -84,12 +84,16 @@ class Finder:
     Args:
         config: which ones, and how long each may take.
         browse: looks for more by mDNS, once; may fail, which is a warning.
+        range_timeout: seconds that an address of a range may take.
 
     """
 
-    def __init__(self, config: Config, browse: Browse) -> None:
+    def __init__(
+        self, config: Config, browse: Browse, range_timeout: float = RANGE_TIMEOUT
+    ) -> None:
         self._config = config
         self._browse = browse
+        self._range_timeout = range_timeout
 
     async def listings(self, host: str | None = None) -> AsyncGenerator[Listing | Failure, None]:
         """Each server's answer, as it arrives; the same server under two addresses once."""
@@ -163,7 +167,7 @@ class Finder:
         for server in self._config.configured_servers:
             yield _Candidate(server)
         for server in self._config.range_servers:
-            yield _Candidate(server, quiet=True, timeout=RANGE_TIMEOUT)
+            yield _Candidate(server, quiet=True, timeout=self._range_timeout)
         if not (self._config.servers or self._config.server_ranges):
             yield _Candidate(replies.default_server(self._config.server_port), quiet=True)
         async for server in self._discovered():
