@@ -40,6 +40,9 @@ soak: .venv/ready  ## the long and the random tests, another day each time; SEED
 	@$(BIN)/pytest -v -m soak tests
 	@$(BIN)/pytest -v tests/kernel/test_soak.py
 
+mutants: .venv/ready  ## plant 300 small faults in the core, one at a time: do the tests notice?
+	@$(BIN)/python -m tools.mutants $(if $(MUTANTS),--count $(MUTANTS)) $(if $(SEED),--seed $(SEED)) $(FILES)
+
 docs: .venv/ready  ## build the documentation as a site: site/index.html
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env docs site
 	@echo "open site/index.html"
@@ -57,4 +60,4 @@ bench: .venv/ready  ## measure against the alternatives; docs/explanations/perfo
 	@$(BIN)/python -m bench
 
 clean:
-	rm -rf .venv .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build site
+	rm -rf .venv .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .mutants dist build site

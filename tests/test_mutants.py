@@ -1,0 +1,222 @@
+"""`make mutants`: which faults it plants, which it does not, and that a planted one is in force."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+from tools.mutants import choice, reach
+from tools.mutants.__main__ import table, try_all
+from tools.mutants.bench import Result
+from tools.mutants.mutations import mutants_of
+from tools.mutants.reach import Reach
+
+FILE = "src/sample/sums.py"
+SOURCE = '''\
+"""A page of arithmetic."""
+
+MOST = 10
+
+
+def clip(value: int, least: int = 0) -> int:
+    """Not above MOST, and not below that."""
+    if value > MOST:
+        return MOST
+    return max(value, least)
+
+
+def of_a_process(text: str) -> int:
+    return int(text) * 3
+'''
+TESTS = """\
+import subprocess, sys
+from sample.sums import clip
+
+def test_top():
+    assert clip(50) == 10
+
+def test_process():
+    code = "from sample import sums; print(sums.of_a_process('5'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "15\\n"
+"""
+SETTINGS = """\
+[tool.pytest.ini_options]
+addopts = ["--import-mode=importlib"]
+asyncio_default_fixture_loop_scope = "function"
+pythonpath = ["src"]
+"""
+TOP, PROCESS = "tests/test_sums.py::test_top", "tests/test_sums.py::test_process"
+
+
+def changes(code: str) -> set[str]:
+    """What the statements of this code become."""
+    source = "def it():\n" + "".join(f"    {line}\n" for line in code.splitlines())
+    found = mutants_of("it.py", source)
+    for mutant in found:
+        compile(mutant.planted(source), "it.py", "exec")
+    return {mutant.after for mutant in found}
+
+
+@pytest.mark.parametrize(
+    ("code", "faults"),
+    [
+        ("x = a < b", {"x = a <= b", "x = a >= b"}),
+        ("x = a == b", {"x = a != b"}),
+        ("x = a is None", {"x = a is not None"}),
+        ("x = a and b", {"x = a or b"}),
+        ("x = not a", {"x = a"}),
+        ("x = a + b", {"x = a - b"}),
+        ("x = 3", {"x = 4", "x = 2"}),
+        ("x = 1000", {"x = 2000", "x = 500"}),
+        ("x = 'key'", {"x = 'key~'"}),
+        ("x = True", {"x = False"}),
+        ("x = [y for y in z if y]", {"x = [y for y in z if not y]"}),
+        ("f(x)", {"pass"}),
+        ("await f(x)", {"pass"}),
+        ("self.x = y", {"pass"}),
+        ("x += y", {"pass", "x -= y"}),
+        ("return x", {"return None"}),
+        ("while a:\n    break", {"while not a:", "continue"}),
+        ("def g(x=1): pass", {"def g(x=2):", "def g(x=0):"}),
+    ],
+)
+def test_each_kind_of_fault_is_planted(code: str, faults: set[str]) -> None:
+    assert changes(code) == faults
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        '"""A docstring."""',
+        '"docstring"',
+        "log.info('at_port', 3)",
+        "raise errors.Busy('in_use', hint='wait')",
+        "x: Literal['a', 3]",
+        "x: dict[str, 'Y'] = y",
+        "x = cast('Y', y)",
+        "x = 'a text for people'",
+        "x = f'{1 + 1}'",
+        "x = path / 'name with space'",
+        "x = str | None",
+        "assert x > 3",
+        "if TYPE_CHECKING:\n    x = 3",
+        "def __repr__(self): return 'it'",
+        "@cache(maxsize=3)\ndef g(): pass",
+        "...",
+    ],
+)
+def test_what_only_people_or_type_checkers_read_is_left_alone(code: str) -> None:
+    assert changes(code) == set()
+
+
+def test_a_mutant_moves_no_other_line() -> None:
+    source = "x = (\n    a and\n    b\n)\ny = 1\n"
+    (either,) = (m for m in mutants_of("it.py", source) if "or" in m.after)
+    assert either.planted(source).splitlines()[4] == "y = 1"
+
+
+def test_the_same_seed_draws_the_same_mutants_and_another_one_does_not() -> None:
+    found = mutants_of(FILE, SOURCE)
+    shuffled = random.Random(5).sample(found, len(found))
+    assert choice.draw(found, 6, 1) == choice.draw(found, 6, 1)
+    assert choice.draw(found, 6, 1) != choice.draw(found, 6, 2)
+    assert {m.before for m in choice.draw(shuffled, 6, 1)} == {m.before for m in found}
+
+
+def test_the_core_is_all_but_names_texts_advice_and_a_show() -> None:
+    files = choice.core(reach.HERE)
+    assert any(file.endswith("/vhci.py") for file in files)
+    left_out = ("__init__.py", "/cli/app.py", "/demo.py")
+    assert not [file for file in files if file.endswith(left_out) or "/doctor/" in file]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of one file, with a test in this process and one of another."""
+    root = tmp_path_factory.mktemp("project")
+    files = {FILE: SOURCE, "src/sample/__init__.py": "", "tests/test_sums.py": TESTS}
+    for name, text in {**files, "pyproject.toml": SETTINGS}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    git(root, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    git(root, "tag", "v1")
+    return root
+
+
+def git(root: Path, *words: str) -> None:
+    subprocess.run(["git", *words], cwd=root, check=True)
+
+
+@pytest.fixture(scope="module")
+def results(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """All mutants of the project, tried; one of them is said to be none."""
+    known = Reach(project, {TOP: 0.01, PROCESS: 0.1}, {FILE: lines_reached()})
+    (same,) = (m for m in mutants_of(FILE, SOURCE) if m.after == "if value >= MOST:")
+    entry = {"function": same.function, "before": same.before, "after": same.after}
+    equivalent = tmp_path_factory.mktemp("mutants") / "equivalent.toml"
+    pairs = "\n".join(f'{key} = "{text}"' for key, text in entry.items())
+    equivalent.write_text(f'[[equivalent]]\n{pairs}\nreason = "MOST is MOST"\n')
+    found = mutants_of(FILE, SOURCE)
+    tried = list(try_all(project, found, known, 60, equivalent=equivalent, workers=1))
+    return {result.mutant.after: result for result in tried}
+
+
+def lines_reached() -> dict[int, list[str]]:
+    return {8: [TOP], 9: [TOP], 10: [], 14: [PROCESS]}
+
+
+def test_a_fault_that_a_test_notices_is_killed_by_it(results: dict[str, Result]) -> None:
+    killed = results["if value <= MOST:"]
+    assert (killed.verdict, killed.by) == ("killed", TOP)
+
+
+def test_a_constant_is_tried_with_the_tests_of_where_it_is_used(results: dict[str, Result]) -> None:
+    assert (results["MOST = 11"].verdict, results["MOST = 11"].by) == ("killed", TOP)
+
+
+def test_a_fault_is_in_force_in_processes_that_a_test_starts(results: dict[str, Result]) -> None:
+    killed = results["return int(text) * 4"]
+    assert (killed.verdict, killed.by) == ("killed", PROCESS)
+
+
+def test_what_no_test_notices_survives_and_what_none_reaches_is_told(
+    results: dict[str, Result],
+) -> None:
+    survivor = results["def clip(value: int, least: int=1) -> int:"]
+    assert (survivor.verdict, survivor.nearest) == ("survived", (TOP,))
+
+
+def test_what_is_named_equivalent_is_not_tried_and_does_not_count(
+    results: dict[str, Result],
+) -> None:
+    assert results["if value >= MOST:"].by == "MOST is MOST"
+    rows, share = table([results["if value >= MOST:"], results["MOST = 11"]])
+    assert share == 100
+    assert rows[0].split() == ["1/1", "100", "%", FILE]
+
+
+def test_one_measured_run_tells_which_tests_reach_a_line(project: Path) -> None:
+    known = reach.load(project, workers=0)
+    by_line = {m.lines[0]: list(known.tests_of(m)) for m in mutants_of(FILE, SOURCE)}
+    assert by_line == {3: [TOP], 6: [TOP], 8: [TOP], 9: [TOP], 10: [], 14: [PROCESS]}
+    assert reach.load(project).seconds == known.seconds  # kept: measured by no second run
+
+
+def test_only_new_lines_count_not_those_that_moved(project: Path) -> None:
+    new = project / "src/sample/moved.py"
+    (project / FILE).rename(new)
+    new.write_text(SOURCE.replace("* 3", "* 7").replace("MOST = 10", "# said\n\nMOST  =  10"))
+    git(project, "add", "--intent-to-add", ".")
+    try:
+        since, lines = choice.changed_lines(project)
+        assert (since, lines) == ("v1", {"src/sample/moved.py": {16}})
+        found = choice.mutants(project, ["src/sample/moved.py"], lines)
+        assert {m.before for m in found} == {"return int(text) * 7"}
+    finally:
+        new.rename(project / FILE)
+        git(project, "checkout", "--quiet", ".")

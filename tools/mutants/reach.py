@@ -1,0 +1,167 @@
+"""Which tests reach a line, and what each of them costs: one run of the unit tests, measured.
+
+Rule of this file: the result is kept by the digest of the tree, so nothing is measured twice. A
+process that a test starts counts as that test: pytest names the test in the environment, and
+coverage begins in every Python process of this environment that finds its variable set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import coverage
+
+from tools.mutants import recorder
+from tools.mutants.mutations import Mutant
+
+HERE = Path(__file__).parents[2]
+FOLDER = ".mutants"
+"""Below the root of the project; git ignores it."""
+LEFT_OUT = ("tests/kernel", "tests/network", "tests/test_site.py", "tests/test_dist.py")
+"""Other machines, and what builds pages and packages."""
+WARNINGS = "no-data-collected,module-not-measured,already-imported,couldnt-parse"
+SETTINGS = """\
+[run]
+source = src
+relative_files = true
+parallel = true
+sigterm = true
+context = ${{PYTEST_CURRENT_TEST-}}
+data_file = {folder}/raw/coverage
+disable_warnings = {warnings}
+"""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Seconds by test, and indices of tests by file and line."""
+
+    root: Path
+    seconds: dict[str, float]
+    lines: dict[str, dict[int, list[str]]]
+
+    def tests_of(self, mutant: Mutant) -> dict[str, float]:
+        """Those that may notice it, with their seconds, the cheapest first."""
+        if mutant.names:
+            found = self._of_names(mutant)
+        else:
+            of_file = self.lines.get(mutant.file, {})
+            found = set()
+            for first, last in mutant.reach:
+                found = found or {t for n in range(first, last + 1) for t in of_file.get(n, ())}
+        in_order = sorted((self.seconds[test], test) for test in found)
+        return {test: seconds for seconds, test in in_order}
+
+    def _of_names(self, mutant: Mutant) -> set[str]:
+        """What only an import runs is reached where it is used: by its name, here and in tests."""
+        word = re.compile(rf"^(?!from |import ).*\b(?:{'|'.join(mutant.names)})\b")
+        found: set[str] = set()
+        for file, text in self._texts.items():
+            hits = {n for n, line in enumerate(text.splitlines(), 1) if word.search(line)}
+            if file == mutant.file:
+                hits -= set(range(*mutant.lines))
+                hits.discard(mutant.lines[1])
+            found.update(t for n in hits for t in self.lines.get(file, {}).get(n, ()))
+            if hits and file.startswith("tests/"):
+                found.update(test for test in self.seconds if test.startswith(f"{file}::"))
+        return found
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        files = [*(self.root / "src").rglob("*.py"), *(self.root / "tests").glob("*.py")]
+        return {str(file.relative_to(self.root)): file.read_text() for file in files}
+
+
+def load(root: Path, workers: int = 2) -> Reach:
+    """What is kept for this tree; measured now if it is new."""
+    kept = root / FOLDER / f"reach-{digest(root)}.json"
+    if not kept.exists():
+        print("measuring which tests reach which lines: one run of the unit tests", flush=True)
+        measure(root, workers)
+    return _read(root, kept)
+
+
+def measure(root: Path, workers: int) -> int:
+    """Run the unit tests, keep what they reach, and return pytest's exit status.
+
+    Tests that failed or were skipped are not kept: they cannot tell a mutant.
+    """
+    folder = root / FOLDER
+    for old in [*folder.glob("raw/*"), *folder.glob("reach-*.json"), folder / "coverage"]:
+        old.unlink(missing_ok=True)
+    (folder / "raw").mkdir(parents=True, exist_ok=True)
+    settings = folder / "settings"
+    settings.write_text(SETTINGS.format(folder=folder, warnings=WARNINGS))
+    tree = digest(root)
+    ignored = [f"--ignore={path}" for path in LEFT_OUT]
+    command = ["-p", recorder.__name__, "-p", "no:cacheprovider", f"-n{workers}", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *command, "--dist=worksteal", *ignored, "tests"],
+        cwd=root,
+        env=_environment(root, settings, folder / "costs.json"),
+        check=False,
+    )
+    _keep(folder, f"reach-{tree}.json")
+    return done.returncode
+
+
+def _environment(root: Path, settings: Path, costs: Path) -> dict[str, str]:
+    measured = {"COVERAGE_PROCESS_START": str(settings), recorder.VARIABLE: str(costs)}
+    if root != HERE:  # a project without this plugin
+        measured["PYTHONPATH"] = f"{HERE}:{root / 'src'}"
+    return {**os.environ, **measured}
+
+
+def _keep(folder: Path, name: str) -> None:
+    """Write as JSON what coverage has found; its own data stays for reports by file."""
+    seconds = json.loads((folder / "costs.json").read_text())
+    tests = {test: n for n, test in enumerate(seconds)}
+    settings = str(folder / "settings")
+    whole = coverage.Coverage(data_file=str(folder / "coverage"), config_file=settings)
+    whole.combine([str(folder / "raw")])
+    whole.save()
+    data = whole.get_data()
+    lines: dict[str, dict[int, list[int]]] = {}
+    for file in data.measured_files():
+        lines[file] = {
+            line: sorted({tests[t] for c in contexts for t in _tests(c) if t in tests})
+            for line, contexts in data.contexts_by_lineno(file).items()
+        }
+    if not any(lines.values()):
+        sys.exit("error: coverage has seen nothing of src/")
+    (folder / name).write_text(json.dumps({"seconds": seconds, "lines": lines}))
+
+
+def _tests(context: str) -> Iterator[str]:
+    """A child's context is what pytest wrote, `test (call)`; the plugin's is the test."""
+    for part in context.split("|"):
+        yield re.sub(r" \((?:setup|call|teardown)\)$", "", part)
+
+
+def _read(root: Path, kept: Path) -> Reach:
+    found = json.loads(kept.read_text())
+    tests = list(found["seconds"])
+    lines = {
+        file: {int(line): [tests[n] for n in numbers] for line, numbers in by_line.items()}
+        for file, by_line in found["lines"].items()
+    }
+    return Reach(root, found["seconds"], lines)
+
+
+def digest(root: Path) -> str:
+    """Of everything that decides which test reaches what."""
+    whole = hashlib.sha256()
+    files = [*(root / "src").rglob("*.py"), *(root / "tests").rglob("*.py")]
+    for file in sorted([*files, root / "pyproject.toml"]):
+        if file.exists():
+            whole.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
+    return whole.hexdigest()[:16]
