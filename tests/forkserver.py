@@ -84,6 +84,7 @@ def become(order: dict[str, Any], files: list[int]) -> None:
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
+    tell_coverage()
     time.tzset()
     open_standard_files()
     words = order["argv"]
@@ -92,6 +93,13 @@ def become(order: dict[str, Any], files: list[int]) -> None:
         *words,
     ]
     show([sys.executable, "-m", "usb_remote", *words])
+
+
+def tell_coverage() -> None:
+    """What runs from now on counts for the test that ordered it, not for whoever came first."""
+    coverage = sys.modules.get("coverage")
+    if coverage and (measuring := coverage.Coverage.current()):
+        measuring.switch_context(os.environ.get("PYTEST_CURRENT_TEST", ""))
 
 
 def open_standard_files() -> None:

@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -133,7 +132,7 @@ def _keep(folder: Path, name: str) -> None:
     lines: dict[str, dict[int, list[int]]] = {}
     for file in data.measured_files():
         lines[file] = {
-            line: sorted({tests[t] for c in contexts for t in _tests(c) if t in tests})
+            line: sorted({tests[t] for t in map(_test, contexts) if t in tests})
             for line, contexts in data.contexts_by_lineno(file).items()
         }
     if not any(lines.values()):
@@ -141,10 +140,9 @@ def _keep(folder: Path, name: str) -> None:
     (folder / name).write_text(json.dumps({"seconds": seconds, "lines": lines}))
 
 
-def _tests(context: str) -> Iterator[str]:
-    """A child's context is what pytest wrote, `test (call)`; the plugin's is the test."""
-    for part in context.split("|"):
-        yield re.sub(r" \((?:setup|call|teardown)\)$", "", part)
+def _test(context: str) -> str:
+    """A child's is what pytest wrote, `test (call)`; what forks for many tests has two of them."""
+    return re.sub(r" \((?:setup|call|teardown)\)$", "", context.rpartition("|")[2])
 
 
 def _read(root: Path, kept: Path) -> Reach:

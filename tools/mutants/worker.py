@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,7 @@ import pytest
 
 PR_SET_CHILD_SUBREAPER = 36
 """prctl(2): orphans of the tests become our children, so that we can end them."""
-OPTIONS = (
-    "-x", "-q", "-n0", "--assert=plain", "--hypothesis-seed=0", "-p", "no:cacheprovider",
-    "-p", "no:rerunfailures", "-p", "no:randomly",
-)  # fmt: skip
+OPTIONS = ("-x", "-q", "-n0", "--assert=plain", "-p", "no:cacheprovider")
 BUCKET = 4
 """Tests whose costs differ by less than this factor run file by file: modules share fixtures."""
 
@@ -44,7 +41,12 @@ class Chosen:
     tell: Callable[[dict[str, Any]], None]
     found: list[str] = field(default_factory=list)
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection_modifyitems(
+        self, items: list[pytest.Item]
+    ) -> Generator[None, None, None]:
+        """After all others have had their say on the order."""
+        yield
         items[:] = sorted((i for i in items if i.nodeid in self.tests), key=self._turn)
         self.found = [item.nodeid for item in items]
         for item in items:
