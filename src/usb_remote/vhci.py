@@ -50,21 +50,33 @@ class _Row(NamedTuple):
 
 
 class Vhci:
-    """The virtual host controllers of this machine, and the `usbip` command that fills them."""
+    """The virtual host controllers of this machine, and the `usbip` command that fills them.
+
+    Args:
+        sysfs: usually /sys.
+        state_dir: where the `usbip` command notes the other side of each import.
+        lock: what is locked during an attach.
+        sudo: goes before the command; usually `sudo -n`, for root nothing.
+        delay: seconds before a second try, after which each takes longer.
+
+    """
 
     def __init__(
         self,
         sysfs: Path = SYSFS,
         state_dir: Path = STATE_DIR,
         lock: Path = LOCK,
-        sudo: Sequence[str] = ("sudo", "-n"),
+        sudo: Sequence[str] | None = None,
+        delay: float = 0.2,
     ) -> None:
         self._platform = sysfs / "devices/platform"
         self._devices = sysfs / "bus/usb/devices"
         self._module = sysfs / "module/vhci_hcd"
         self._state_dir = state_dir
         self._lock = lock
-        self._prefix = [] if os.geteuid() == 0 else list(sudo)
+        usually = ["sudo", "-n"] if os.geteuid() != 0 else []
+        self._prefix = usually if sudo is None else list(sudo)
+        self._delay = delay
         self._files: list[Path] = []
 
     @property
@@ -196,7 +208,7 @@ class Vhci:
             transient = "open vhci_driver" in text and "subsystem" not in text
             if not transient or attempt == ATTACH_TRIES:
                 raise _attach_failure(text, remote)
-            await asyncio.sleep(0.2 * attempt)
+            await asyncio.sleep(self._delay * attempt)
 
     async def detach(self, vhci_port: int, timeout: float = 10.0) -> None:
         """Let a device go; a port that is free already is a success."""
