@@ -135,8 +135,7 @@ def test_all_controllers_are_read_and_their_ports_counted_by_speed(machine: Mach
     assert machine.vhci.count_ports() == {"hs": (1, 2), "ss": (0, 2)}
     found = machine.vhci.list_attachments()[1]
     machine.status.with_name("status.10").write_text(HEADER + second.replace(" 000", " 008"))
-    ports = [a.vhci_port for a in machine.make().list_attachments()]
-    assert ports == [1, 8, 9, 88, 89]
+    assert [a.vhci_port for a in machine.make().list_attachments()] == [1, 8, 9, 88, 89]
     machine.status.with_name("status.10").unlink()
     assert machine.vhci.local_bus_id(found) == "5-1"
     machine.status.unlink()  # not read if another controller has the port

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.contracts import exporting
-from tests.kernel.product import SLOW
 from tests.kernel.vm import VM
 
 HERE = Path(__file__).parent.parent
@@ -19,7 +18,7 @@ def put_contracts(machine: VM) -> None:
 
 def test_the_kernel_exports_as_its_fakes_do(vm: VM) -> None:
     put_contracts(vm)
-    result = vm.sh(f"{IN_MACHINE} exporting", SLOW)
+    result = vm.sh(f"{IN_MACHINE} exporting")
     assert result.rc == 0, result
     checks = (*exporting.CHECKS, *exporting.KERNEL_CHECKS)
     assert result.out.split()[1::2] == [check.__name__ for check in checks]
