@@ -13,10 +13,11 @@ import errno
 import socket
 import struct
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import IPv4Network
+from math import inf
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
@@ -34,7 +35,7 @@ from usb_remote.model import Cause, Device, Ended, Holder, Request, State, with_
 from usb_remote.rules import Networks
 from usb_remote.usbip_wire import Record
 from usb_remote.values import BusId
-from usb_remote.waiting import Wish
+from usb_remote.waiting import Tell, Wish
 
 HOST = "127.0.0.1"
 BUS_IDS = (BusId("1-1"), BusId("1-2"))
@@ -50,8 +51,8 @@ UNPLUGGING = 0.02
 TCP_ESTABLISHED = 1
 
 bus_ids = st.sampled_from(BUS_IDS)
-serials = st.sampled_from(["1-1", "1-2", "other"])  # two with one serial number are twins
-states = st.sampled_from([State.AVAILABLE, State.AVAILABLE, State.AVAILABLE, State.PROTECTED])
+serials = st.sampled_from(["same", "same", "twin", "other"])
+states = st.sampled_from([State.AVAILABLE, State.AVAILABLE, State.PROTECTED])
 steps = st.sampled_from([0, 1, 2, 3, 4, 5, 6, 8, 12])
 clients = st.sampled_from(
     [
@@ -83,6 +84,7 @@ class Bus(FakeHost):
         self.exported: dict[BusId, Device] = {}
         self.exported_at: dict[str, float] = {}
         self.not_bound_since: set[str] = set()
+        self.reserved: Callable[[BusId], Device | None] = lambda bus_id: None
         self.faults: list[errors.UsbRemoteError] = []
 
     def has(self, device: Device) -> bool:
@@ -92,6 +94,9 @@ class Bus(FakeHost):
 
     async def bind(self, bus_id: BusId) -> None:
         self.not_bound_since.discard(bus_id)
+        meant, now = self.reserved(bus_id), self.plugged.get(bus_id)
+        if meant is not None and now is not None and not now.is_same(meant):
+            self.wrongs.append(f"{meant} was asked for, {now} bound")
         with self._remembered():
             await super().bind(bus_id)
 
@@ -266,6 +271,7 @@ class Sharing(RuleBasedStateMachine):
         self.asked: list[Asked] = []
         self.tasks: set[asyncio.Task[Any]] = set()
         self.unexpected: list[str] = []
+        self.bus.reserved = lambda bus_id: self.held._lease(bus_id).device
         for bus_id in BUS_IDS:
             self.bus.plug(bus_id, bus_id)
         self.runner.run(self._start())
@@ -326,6 +332,11 @@ class Sharing(RuleBasedStateMachine):
     def _asked_with(self, lease: Lease) -> Asked | None:
         return next((asked for asked in self.asked if asked.wish is lease.wish), None)
 
+    async def _reserve(self, device: Device, wish: Wish, tell: Tell | None) -> None:
+        await self.held.reserve(device, wish, tell)
+        if self.held._leases[device.bus_id].wish is not wish:
+            self.unexpected.append(f"{wish} was told that {device} is reserved")
+
     def _device(self, bus_id: BusId) -> Device | None:
         return self.shared.find(bus_id)
 
@@ -358,7 +369,7 @@ class Sharing(RuleBasedStateMachine):
         if wish.force:
             self.done.forced.add(str(wish.holder))
         faults = len(self.bus.faults)
-        task = self._begin(self.held.reserve(device, wish, tell), steps)
+        task = self._begin(self._reserve(device, wish, tell), steps)
         self.asked.append(Asked(len(self.asked), device, wish, task, waits, places, faults))
 
     @rule(bus_id=bus_ids, client=clients, steps=steps)
@@ -425,28 +436,71 @@ class Sharing(RuleBasedStateMachine):
         self.waiting[which % len(self.waiting)].task.cancel()
         self.runner.run(self._steps(steps))
 
-    @precondition(lambda self: self.waiting)
-    @rule(which=st.integers(0, 9), more=st.integers(0, 2))
-    def leave_at_the_turn(self, which: int, more: int) -> None:
-        """Whoever is called goes away before it knows."""
-        waiting = self.waiting[which % len(self.waiting)]
-        lease = self.held._leases[waiting.bus_id]
-        waiter = next((w for w in lease.queue.waiters if w.wish is waiting.wish), None)
-        for connection in self.up:
-            if lease.session is connection.theirs:
-                connection.close("close")
-        if waiter is not None:
-            self.runner.run(self._leave_at(waiter.turn, waiting.task, more))
+    # -- what happens at one moment, and is rare by chance
 
-    async def _leave_at(
-        self, turn: asyncio.Future[None], task: asyncio.Task[None], more: int
-    ) -> None:
+    @rule(bus_id=bus_ids, client=clients, others=st.lists(clients, min_size=1, max_size=2))
+    def share(self, bus_id: BusId, client: Holder, others: list[Holder]) -> None:
+        """One has it, others wait."""
+        self.attach_and_import(bus_id, client, for_long=True)
+        for other in others:
+            self._attach(bus_id, Wish(other), True, 2)
+
+    def _session(self, bus_id: BusId) -> Connection | None:
+        lease = self.held._leases.get(bus_id)
+        own = lease.session if lease is not None else None
+        return next((c for c in self.up if own is c.theirs), None)
+
+    @rule(
+        bus_id=bus_ids, serial=serials, state=states, imports=st.integers(0, 2),
+        leaves=st.booleans(), replugged=st.booleans(), pause=st.integers(0, 3), steps=steps,
+    )  # fmt: skip
+    def hand_over(
+        self, bus_id: BusId, serial: str, state: State, imports: int, leaves: bool,
+        replugged: bool, pause: int, steps: int,
+    ) -> None:  # fmt: skip
+        """The holder lets go, and much happens while the kernel resets the device."""
+        connection, lease = self._session(bus_id), self.held._leases.get(bus_id)
+        if connection is None or lease is None or not lease.queue.waiters:
+            return
+        first = lease.queue.waiters[0]
+        asked = next(a for a in self.asked if a.wish is first.wish)
+        connection.close("close")
+        self.runner.run(self._until_done(first.turn, pause))
+        if leaves:
+            asked.task.cancel()
+        if replugged and bus_id in self.bus.plugged:
+            self._replug(bus_id, serial, state)
+        for _ in range(imports):
+            self._connect(bus_id, first.wish.holder.address, pause)
+        self.runner.run(self._steps(steps))
+
+    async def _until_done(self, turn: asyncio.Future[None], more: int) -> None:
         for _ in range(20):
             if turn.done():
                 break
             await asyncio.sleep(0)
         await self._steps(more)
-        task.cancel()
+
+    @rule(
+        bus_id=bus_ids, end=st.sampled_from(["close", "reset", "pull"]), pause=st.integers(0, 3),
+        asked_first=st.booleans(), steps=steps,
+    )  # fmt: skip
+    def ask_again(self, bus_id: BusId, end: str, pause: int, asked_first: bool, steps: int) -> None:
+        """The holder loses what it has, and asks for it at that moment."""
+        connection, lease = self._session(bus_id), self.held._leases.get(bus_id)
+        if connection is None or lease is None or lease.holder is None:
+            return
+        holder = lease.holder.model_copy(update={"since": None, "until": None})
+        if asked_first:
+            self._attach(bus_id, Wish(holder), False, pause)
+        if end == "pull":
+            self.pull_slowly(bus_id, pause)
+        else:
+            connection.close(end)
+            self.runner.run(self._steps(pause))
+        if not asked_first:
+            self._attach(bus_id, Wish(holder), False, 0)
+        self.runner.run(self._steps(steps))
 
     # -- the hand at the bus, the kernel, the server's owner
 
@@ -455,14 +509,17 @@ class Sharing(RuleBasedStateMachine):
         self, bus_id: BusId, serial: str, state: State, again: bool, seen: bool
     ) -> None:
         """Maybe so fast that the server sees no moment without a device; maybe another one."""
-        if bus_id not in self.bus.plugged:
-            self.bus.plug(bus_id, serial, state)
-            return
-        self.bus.pull(bus_id)
-        if again:
-            self.bus.plug(bus_id, serial, state)
+        if again or bus_id not in self.bus.plugged:
+            self._replug(bus_id, serial, state)
+        else:
+            self.bus.pull(bus_id)
         if seen:
             self._see()
+
+    def _replug(self, bus_id: BusId, serial: str, state: State) -> None:
+        before = self.bus.plugged.get(bus_id)
+        same = before.serial if before is not None and before.serial else str(bus_id)
+        self.bus.plug(bus_id, {"same": same, "twin": str(BUS_IDS[0])}.get(serial, serial), state)
 
     @rule(bus_id=bus_ids, steps=steps)
     def pull_slowly(self, bus_id: BusId, steps: int) -> None:
@@ -587,6 +644,7 @@ class Sharing(RuleBasedStateMachine):
             assert [w.wish for w in lease.queue.waiters] == [a.wish for a in waiting]
             assert [a.places[-1] for a in waiting] == list(range(1, len(waiting) + 1))
             assert lease.holder is not None or not waiting, "somebody waits for a free device"
+            assert lease.fault is None or lease.holder is not None or lease.expires < inf
             assert lease.leaving is None
             assert not lease.is_called
             if lease.holder is None and bus_id in self.bus.not_bound_since:

@@ -102,12 +102,13 @@ class Lease:
         self.wish = self.holder = self.device = None
 
     async def bind(self, host: ExportHost, bus_id: BusId) -> None:
-        """Give the device to what exports it; remembers why that failed."""
+        """Give the device to what exports it; remembers why that failed, for whoever reserved it."""
         self.bound = True
         try:
             await host.bind(bus_id)
         except errors.UsbRemoteError as error:
-            self.bound, self.fault = False, error
+            self.bound = False
+            self.fault = error if self.holder is not None else None
             raise
 
     def stop_timers(self) -> None:
