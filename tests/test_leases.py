@@ -10,11 +10,15 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
-from tests.fakes.export_host import FakeHost
+from tests.fakes.clock import run
+from tests.fakes.export_host import OWN, FakeHost
+from tests.patience import patience
 from tests.serving import HOST, QUICK
 from tests.waiting import eventually
 from usb_remote import errors
@@ -22,7 +26,7 @@ from usb_remote.events import Event, Kind
 from usb_remote.history import History
 from usb_remote.lease import Times
 from usb_remote.leases import Leases
-from usb_remote.model import Cause, Device, Holder, State
+from usb_remote.model import Cause, Device, Holder, Request, State
 from usb_remote.rules import Criteria, Networks, Rule
 from usb_remote.sessions import End, EndWatch, Ports
 from usb_remote.sharing import NameBook, SharedDevices
@@ -405,3 +409,425 @@ async def test_a_session_has_ended_also_if_nobody_can_tell_how() -> None:
     watch.stop()
     watch.close()
     ours.close()
+
+
+# -- what others see of the end of a session ----------------------------------------------------
+
+
+async def test_nobody_sees_a_session_end_without_its_cause(server: Server) -> None:
+    """Also while the next one is the holder already, and the kernel resets the device."""
+    beginning = await accepted_early(server)
+    during = server.device()
+    assert (during.state, str(during.holder), during.last_session) == (
+        State.IN_USE,
+        "ann@pc1",
+        None,
+    )
+    assert during.holder is not None
+    assert during.holder.since is not None
+    server.kernel.free.set()
+    await beginning
+    after = server.device()
+    assert str(after.holder) == "bob@pc2"
+    assert after.last_session is not None
+    assert after.last_session.cause is Cause.DETACHED
+    assert after.last_session.holder.since == during.holder.since
+
+
+async def test_everybody_hears_of_each_change_of_the_holder(server: Server) -> None:
+    async def changed() -> None:
+        await eventually(lambda: server.changes)
+        server.changes.clear()
+
+    await server.reserve(ANN)
+    await changed()
+    client = await server.begin()
+    await changed()
+    server.leases.ask(server.device(), Request(by="bob"))
+    await changed()
+    waiting = await server.wait(BOB)
+    await changed()
+    client.close()
+    await waiting
+    await eventually(lambda: server.ends)
+    await changed()
+    await server.leases.release(server.device(), BOB)
+    await changed()
+
+
+async def test_who_waits_and_leaves_is_told_to_the_others(server: Server) -> None:
+    await server.attach(ANN)
+    first = await server.wait(BOB)
+    places: list[int] = []
+    cid = BOB.model_copy(update={"user": "cid", "client": "c3"})
+    work = server.leases.reserve(server.device(), Wish(cid), lambda place, _: places.append(place))
+    second = asyncio.create_task(work)
+    await eventually(lambda: places == [2])
+    assert server.device().waiting == 2
+    server.changes.clear()
+    first.cancel()
+    await eventually(lambda: places == [2, 1])
+    assert server.changes
+    assert server.device().waiting == 1
+    second.cancel()
+    await eventually(lambda: server.device().waiting == 0)
+
+
+async def test_a_device_that_nobody_has_is_shown_as_it_is(server: Server) -> None:
+    assert server.device() == server.kernel.list_devices()[0]
+    await server.reserve(ANN)
+    await server.leases.release(server.device(), ANN)
+    assert server.device() == server.kernel.list_devices()[0]
+
+
+# -- why it could not be bound ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.ENOMEM, "room for 16"), (errno.EBUSY, "resource busy")]
+)
+async def test_who_cannot_have_a_device_asks_why_and_its_driver_has_it_again(
+    server: Server, number: int, reason: str
+) -> None:
+    server.kernel.fails["bind"] = number
+    await server.reserve(ANN)
+    with pytest.raises(errors.SystemFault, match=f"(?i){reason}"):
+        await server.begin()
+    with pytest.raises(errors.SystemFault, match=f"(?i){reason}"):
+        await server.leases.release(server.device(), ANN)
+    assert server.device().state is State.AVAILABLE
+    assert server.kernel.drivers == {PLACE: OWN}
+
+
+async def test_why_one_could_not_have_it_is_not_told_to_the_next(server: Server) -> None:
+    await could_not_have_it(server)
+    with pytest.raises(errors.SystemFault):
+        await server.leases.release(server.device(), ANN)
+    await server.reserve(BOB)
+    await server.leases.release(server.device(), BOB)
+
+
+async def test_why_one_could_not_have_it_is_forgotten_when_it_is_taken_over(server: Server) -> None:
+    await could_not_have_it(server)
+    await server.reserve(BOB, force=True)
+    await server.leases.release(server.device(), BOB)
+
+
+async def test_why_one_could_not_have_it_is_forgotten_when_it_can(server: Server) -> None:
+    await could_not_have_it(server)
+    await server.begin()
+    await server.leases.release(server.device(), ANN)
+    assert [end.cause for end in server.ends] == [Cause.DETACHED]
+
+
+async def could_not_have_it(server: Server) -> None:
+    """Ann has reserved it in vain; by now it could be bound."""
+    server.kernel.fails["bind"] = errno.EBUSY
+    await server.reserve(ANN)
+    lease = server.leases._leases[PLACE]
+    await eventually(lambda: lease.fault is not None)
+    server.kernel.fails.clear()
+
+
+async def test_what_a_stock_client_could_not_have_is_nobody_elses_fault(server: Server) -> None:
+    server.kernel.fails["bind"] = errno.EBUSY
+    with pytest.raises(errors.SystemFault):
+        await server.begin()
+    await server.leases.release(server.device(), ANN)
+    assert server.kernel.drivers == {PLACE: OWN}
+
+
+async def test_a_machine_that_cannot_export_reserves_nothing(server: Server) -> None:
+    server.kernel.fault = errors.SystemFault("the kernel module usbip_host is not loaded")
+    with pytest.raises(errors.SystemFault, match="not loaded"):
+        await server.reserve(ANN)
+    assert server.device().state is State.AVAILABLE
+
+
+async def test_a_second_import_during_the_reset_leaves_no_fault_with_the_first(
+    server: Server,
+) -> None:
+    first = await accepted_early(server)
+    second = asyncio.create_task(server.begin())
+    await eventually(lambda: len(server.accepted) == 3)
+    server.kernel.free.set()
+    await first
+    with pytest.raises(errors.Busy, match="in use by bob@pc2"):
+        await second
+    await server.leases.release(server.device(), BOB)
+    assert [end.cause for end in server.ends] == [Cause.DETACHED, Cause.DETACHED]
+
+
+async def test_a_protected_device_is_reserved_for_nobody(server: Server) -> None:
+    server.kernel.plug(PLACE, "stick", State.PROTECTED)
+    with pytest.raises(errors.Refused, match="is protected: sda1 is mounted at /"):
+        await server.reserve(ANN)
+    with pytest.raises(errors.Refused, match="is protected"):
+        await server.begin()
+    assert server.kernel.bound == set()
+
+
+async def test_who_waits_for_what_is_protected_by_now_is_refused(server: Server) -> None:
+    client = await server.attach(ANN)
+    waiting = await server.wait(BOB)
+    server.kernel.plug(PLACE, "stick", State.PROTECTED)
+    client.close()
+    with pytest.raises(errors.Refused, match="is protected"):
+        await waiting
+    await eventually(lambda: server.device().state is State.PROTECTED)
+
+
+# -- the kernel's own time ----------------------------------------------------------------------
+
+
+async def test_a_reset_that_never_ends_does_not_keep_the_end_of_a_session(server: Server) -> None:
+    async with running(Server(times=Times(grace=0.01, reset=0.05))) as server:
+        client = await server.attach(ANN)
+        server.kernel.free.clear()
+        client.close()
+        await eventually(lambda: [end.cause for end in server.ends] == [Cause.DETACHED])
+        server.kernel.free.set()
+
+
+async def test_a_device_that_is_replugged_during_the_reset_is_not_promised_as_it_was(
+    server: Server,
+) -> None:
+    session = await server.attach(ANN)
+    waiting = await server.wait(BOB)
+    server.kernel.free.clear()
+    session.close()
+    await waiting
+    device = server.kernel.plug(PLACE, "stick")
+    beginning = asyncio.create_task(server.begin())
+    await asyncio.sleep(0)
+    server.kernel.free.set()
+    await beginning
+    assert [record.devnum for record in server.accepted][1:] == [device.devnum]
+
+
+def test_a_device_that_is_being_pulled_while_its_holder_asks_again_was_unplugged() -> None:
+    """Its connection goes first, then its status, then the device."""
+
+    async def main() -> None:
+        async with running(Server(times=Times())) as server:
+            await server.attach(ANN)
+            server.kernel.begin_pull(PLACE)
+            asyncio.get_running_loop().call_later(0.02, server.kernel.end_pull, PLACE)
+            await server.reserve(ANN)
+            assert [end.cause for end in server.ends] == [Cause.UNPLUGGED]
+
+    run(main())
+
+
+def test_a_device_stays_bound_for_the_grace_and_no_longer() -> None:
+    async def main() -> None:
+        async with running(Server(times=Times(grace=2.0))) as server:
+            (await server.attach(ANN)).close()
+            await asyncio.sleep(1.9)
+            assert (server.device().state, server.kernel.bound) == (State.AVAILABLE, {PLACE})
+            await asyncio.sleep(0.2)
+            assert server.kernel.drivers == {PLACE: OWN}
+            (await server.attach(ANN)).close()
+            await asyncio.sleep(1.5)
+            client = await server.attach(ANN)
+            await asyncio.sleep(5)
+            assert server.kernel.bound == {PLACE}, "who comes back in time keeps it"
+            client.close()
+
+    run(main())
+
+
+def test_a_device_that_was_pulled_has_no_grace() -> None:
+    async def main() -> None:
+        async with running(Server(times=Times(grace=2.0))) as server:
+            await server.attach(ANN)
+            server.kernel.plug(PLACE, "stick")
+            await asyncio.sleep(0.1)
+            assert server.kernel.calls[-1] == ("unbind", PLACE)
+            assert [end.cause for end in server.ends] == [Cause.UNPLUGGED]
+
+    run(main())
+
+
+def test_a_stock_client_whose_import_failed_may_try_again_for_the_grace() -> None:
+    async def main() -> None:
+        async with running(Server(times=Times(grace=2.0))) as server:
+            server.kernel.fails["export"] = errno.EIO
+            with pytest.raises(errors.SystemFault, match="cannot export"):
+                await server.begin()
+            await asyncio.sleep(1.9)
+            assert server.kernel.bound == {PLACE}
+            await asyncio.sleep(0.2)
+            assert server.kernel.drivers == {PLACE: OWN}
+
+    run(main())
+
+
+def test_a_reservation_lasts_as_long_as_it_is_promised() -> None:
+    async def main() -> None:
+        async with running(Server(times=Times(reservation=15.0))) as server:
+            await server.reserve(ANN)
+            await asyncio.sleep(14.9)
+            with pytest.raises(errors.Busy, match="in use by ann@pc1"):
+                await server.reserve(BOB)
+            await server.reserve(ANN)
+            await asyncio.sleep(14.9)
+            assert str(server.device().holder) == "ann@pc1", "asked again: from then"
+            await asyncio.sleep(0.2)
+            assert server.device().state is State.AVAILABLE
+            assert server.kernel.drivers == {PLACE: OWN}
+
+    run(main())
+
+
+def test_a_session_that_was_asked_for_some_time_ends_then_and_is_announced_before() -> None:
+    async def main() -> None:
+        async with running(Server(times=Times(notice=60.0))) as server:
+            for seconds, notice in ((100, 10), (1000, 60)):
+                await server.leases.reserve(server.device(), Wish(ANN, duration=seconds))
+                await server.begin()
+                holder = server.device().holder
+                assert holder is not None
+                assert holder.since is not None
+                assert holder.until == holder.since + timedelta(seconds=seconds)
+                await asyncio.sleep(seconds - notice - 0.5)
+                assert not server.device().holder.ends_soon  # type: ignore[union-attr]
+                await asyncio.sleep(1)
+                assert server.device().holder.ends_soon  # type: ignore[union-attr]
+                await asyncio.sleep(notice - 1)
+                assert server.device().state is State.IN_USE
+                await asyncio.sleep(1)
+                assert server.device().state is State.AVAILABLE
+            assert [end.cause for end in server.ends] == [Cause.TIME_UP] * 2
+
+    run(main())
+
+
+# -- who leaves ---------------------------------------------------------------------------------
+
+
+async def test_who_leaves_when_the_turn_has_come_keeps_nothing(server: Server) -> None:
+    client = await server.attach(ANN)
+    waiting = await server.wait(BOB)
+    (waiter,) = server.leases._leases[PLACE].queue.waiters
+    client.close()
+    while not waiter.turn.done():  # noqa: ASYNC110 - each turn of the loop counts here
+        await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    await eventually(lambda: server.device().state is State.AVAILABLE, patience(5))
+
+
+async def test_who_leaves_while_a_session_is_ended_for_it_keeps_nothing(server: Server) -> None:
+    await server.attach(ANN)
+    server.kernel.free.clear()
+    taking = asyncio.create_task(server.reserve(BOB, force=True))
+    await eventually(lambda: ("wait_free", PLACE) in server.kernel.calls)
+    for _ in range(2):  # also who is impatient
+        taking.cancel()
+        await asyncio.sleep(0)
+    assert not taking.done()
+    server.kernel.free.set()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    await eventually(lambda: server.device().state is State.AVAILABLE)
+    assert [(end.cause, end.by) for end in server.ends] == [(Cause.TAKEN_OVER, "bob@pc2")]
+
+
+async def test_a_server_that_allows_no_takeover_says_so(server: Server) -> None:
+    server.leases.takeover = False
+    await server.attach(ANN)
+    with pytest.raises(errors.Refused, match="does not allow taking it over"):
+        await server.reserve(BOB, force=True)
+    assert server.ends == []
+
+
+async def test_only_the_holder_gives_a_device_back(server: Server) -> None:
+    await server.leases.release(server.device(), ANN)
+    await server.attach(ANN)
+    with pytest.raises(errors.Busy, match="in use by ann@pc1"):
+        await server.leases.release(server.device(), BOB)
+    assert str(server.device().holder) == "ann@pc1"
+
+
+async def test_who_is_asked_for_a_reservation_still_knows_in_the_session(server: Server) -> None:
+    server.leases.ask(server.device(), Request(by="bob"))
+    assert server.device().holder is None
+    await server.reserve(ANN)
+    server.leases.ask(server.device(), Request(by="bob", message="lunch is over"))
+    await server.begin()
+    holder = server.device().holder
+    assert holder is not None
+    assert holder.asked == Request(by="bob", message="lunch is over")
+
+
+async def test_a_stop_sends_everybody_away_and_ends_every_session(server: Server) -> None:
+    await server.attach(ANN)
+    waiting = await server.wait(BOB)
+    await server.leases.stop()
+    with pytest.raises(errors.Unreachable, match="the server is being stopped"):
+        await waiting
+    assert [end.cause for end in server.ends] == [Cause.SERVER_STOPPED]
+    assert server.kernel.drivers == {PLACE: OWN}
+    await server.leases.stop()  # once more is nothing
+
+
+async def test_new_rules_end_only_what_they_forbid(server: Server) -> None:
+    server.kernel.plug(OTHER, "another")
+    await server.attach(ANN)
+    await server.attach(ANN, OTHER)
+    server.shared.configure(DENIED, {})
+    await server.leases.enforce()
+    assert [(end.bus_id, end.cause) for end in server.ends] == [(PLACE, Cause.FORBIDDEN)]
+    assert server.kernel.bound == {OTHER}
+    server.leases.allowed = Networks(["10.0.0.0/8"])
+    await server.leases.enforce()
+    assert server.kernel.bound == set()
+    assert [end.bus_id for end in server.ends] == [PLACE, OTHER]
+
+
+async def test_who_forbids_a_device_does_not_call_who_waits_for_it(server: Server) -> None:
+    await server.attach(ANN)
+    waiting = await server.wait(BOB)
+    server.shared.configure(DENIED, {})
+    await server.leases.enforce()
+    with pytest.raises(errors.NotFound, match="not shared any more"):
+        await waiting
+
+
+async def test_a_connection_that_has_gone_already_begins_nothing(server: Server) -> None:
+    client, connection = server.connect()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    with connection, pytest.raises(errors.Unreachable, match="the client has gone"):
+        await server.leases.begin(connection, PLACE, HOST, server.accepted.append)
+    assert server.accepted == []
+    await eventually(lambda: server.kernel.drivers == {PLACE: OWN})
+
+
+async def test_the_connection_of_a_session_is_mortal_and_the_kernels(server: Server) -> None:
+    await server.reserve(ANN)
+    client, connection = server.connect()
+    await server.leases.begin(connection, PLACE, HOST, server.accepted.append)
+    assert server.leases.has(connection)
+    assert not server.leases.has(client)
+    assert connection.getblocking()
+    for level, option, value in (
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 3),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 8000),
+    ):
+        assert connection.getsockopt(level, option) == value
+    client.close()
+    await eventually(lambda: not server.leases.has(connection))
+    assert connection.fileno() < 0
+
+
+async def test_who_is_told_nothing_of_another_place_holds_no_lease(server: Server) -> None:
+    with pytest.raises(errors.NotFound, match="no device at 7-7"):
+        await server.begin(BusId("7-7"))
+    assert server.leases._leases == {}

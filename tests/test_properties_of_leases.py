@@ -392,7 +392,7 @@ class Sharing(RuleBasedStateMachine):
     @rule(bus_id=bus_ids, client=clients, for_long=st.booleans())
     def attach_and_import(self, bus_id: BusId, client: Holder, for_long: bool) -> None:
         self._attach(bus_id, Wish(client, None if for_long else A_WHILE), False, 10)
-        self._connect(bus_id, client.address, 15)
+        self._connect(bus_id, client.address, 20)
 
     @rule(bus_id=bus_ids, steps=steps)
     def detach_by_holder(self, bus_id: BusId, steps: int) -> None:
@@ -438,28 +438,40 @@ class Sharing(RuleBasedStateMachine):
 
     # -- what happens at one moment, and is rare by chance
 
-    @rule(bus_id=bus_ids, client=clients, others=st.lists(clients, min_size=1, max_size=2))
-    def share(self, bus_id: BusId, client: Holder, others: list[Holder]) -> None:
-        """One has it, others wait."""
-        self.attach_and_import(bus_id, client, for_long=True)
-        for other in others:
-            self._attach(bus_id, Wish(other), True, 2)
+    def _session(self, bus_id: BusId, client: Holder) -> Connection | None:
+        """That of whoever has it, this client if nobody else has."""
+        if (found := self._find_session(bus_id)) is None:
+            self._mend(bus_id)
+            self.attach_and_import(bus_id, client, for_long=True)
+            found = self._find_session(bus_id)
+        return found
 
-    def _session(self, bus_id: BusId) -> Connection | None:
+    def _mend(self, bus_id: BusId) -> None:
+        """Nothing stands in the way of a session but those who have the device."""
+        self.bus.fails, self.bus.fault = {}, None
+        self.shared.hidden, self.held.allowed = set(), Networks()
+        device = self.bus.plugged.get(bus_id)
+        if device is None or device.state is State.PROTECTED:
+            self._replug(bus_id, "same", State.AVAILABLE)
+
+    def _find_session(self, bus_id: BusId) -> Connection | None:
         lease = self.held._leases.get(bus_id)
         own = lease.session if lease is not None else None
         return next((c for c in self.up if own is c.theirs), None)
 
     @rule(
-        bus_id=bus_ids, serial=serials, state=states, imports=st.integers(0, 2),
-        leaves=st.booleans(), replugged=st.booleans(), pause=st.integers(0, 3), steps=steps,
+        bus_id=bus_ids, client=clients, other=clients, serial=serials, state=states,
+        imports=st.integers(0, 2), leaves=st.booleans(), replugged=st.booleans(),
+        pause=st.integers(0, 3), steps=steps,
     )  # fmt: skip
     def hand_over(
-        self, bus_id: BusId, serial: str, state: State, imports: int, leaves: bool,
-        replugged: bool, pause: int, steps: int,
+        self, bus_id: BusId, client: Holder, other: Holder, serial: str, state: State, imports: int,
+        leaves: bool, replugged: bool, pause: int, steps: int,
     ) -> None:  # fmt: skip
         """The holder lets go, and much happens while the kernel resets the device."""
-        connection, lease = self._session(bus_id), self.held._leases.get(bus_id)
+        connection = self._session(bus_id, client)
+        self._attach(bus_id, Wish(other), True, 2)
+        lease = self.held._leases.get(bus_id)
         if connection is None or lease is None or not lease.queue.waiters:
             return
         first = lease.queue.waiters[0]
@@ -482,12 +494,14 @@ class Sharing(RuleBasedStateMachine):
         await self._steps(more)
 
     @rule(
-        bus_id=bus_ids, end=st.sampled_from(["close", "reset", "pull"]), pause=st.integers(0, 3),
-        asked_first=st.booleans(), steps=steps,
+        bus_id=bus_ids, client=clients, end=st.sampled_from(["close", "reset", "pull"]),
+        pause=st.integers(0, 3), asked_first=st.booleans(), steps=steps,
     )  # fmt: skip
-    def ask_again(self, bus_id: BusId, end: str, pause: int, asked_first: bool, steps: int) -> None:
+    def ask_again(
+        self, bus_id: BusId, client: Holder, end: str, pause: int, asked_first: bool, steps: int
+    ) -> None:
         """The holder loses what it has, and asks for it at that moment."""
-        connection, lease = self._session(bus_id), self.held._leases.get(bus_id)
+        connection, lease = self._session(bus_id, client), self.held._leases.get(bus_id)
         if connection is None or lease is None or lease.holder is None:
             return
         holder = lease.holder.model_copy(update={"since": None, "until": None})

@@ -102,7 +102,7 @@ class Lease:
         self.wish = self.holder = self.device = None
 
     async def bind(self, host: ExportHost, bus_id: BusId) -> None:
-        """Give the device to what exports it; remembers why that failed, for whoever reserved it."""
+        """Give the device to what exports it; whoever reserved it may ask why that failed."""
         self.bound = True
         try:
             await host.bind(bus_id)

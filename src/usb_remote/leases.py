@@ -286,6 +286,7 @@ class Leases(HandOver):
         if bus_id not in self._leases:
             self._find(bus_id)  # so that no lease is made for what never was
         lease = self._lease(bus_id)
+        wish = lease.wish
         early = self._known_record(bus_id, lease, address) if lease.is_called else None
         if early is not None:
             accept(early)
@@ -293,7 +294,7 @@ class Leases(HandOver):
             try:
                 record = await self._begin(connection, bus_id, lease, address)
             except errors.UsbRemoteError as error:
-                if early is not None and lease.session is None:
+                if early is not None and lease.wish is wish and lease.session is None:
                     lease.fault = error  # its client will ask
                 raise
         if early is None:
