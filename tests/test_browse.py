@@ -268,7 +268,7 @@ async def test_every_server_that_comes_prolongs_it(responder: Responder) -> None
 
 async def test_it_ends_when_its_time_has_come(responder: Responder) -> None:
     begin = partial(Schedule, pace=Pace(shots=(0.0, 0.01), least=0.02, quiet=0.01, answer=0.01))
-    async with asyncio.timeout(patience(2)):
+    async with asyncio.timeout(patience(1)):
         assert [server async for server in browse_by([responder.way()], begin)] == []
 
 

@@ -176,17 +176,19 @@ class Connection(_Lines):
                 f"{self.server.name} did not answer within {limit:g} s", hint=self._silent_hint
             ) from None
 
-    async def watch(self) -> AsyncIterator[replies.WatchEvent]:
+    async def watch(
+        self, silence: float = protocol.WATCH_TIMEOUT
+    ) -> AsyncIterator[replies.WatchEvent]:
         """Every change from now on, the current state first, pings included.
 
         Raises:
-            Unreachable: the server has gone, or was silent for WATCH_TIMEOUT seconds.
+            Unreachable: the server has gone, or was silent for so many seconds.
 
         """
         line = await self._ask(protocol.request_line(protocol.WatchRequest()))
         while True:
             yield self.understood(replies.parse_event, line)
-            line = await self._read_line(protocol.WATCH_TIMEOUT)
+            line = await self._read_line(silence)
 
 
 TellAgent = Callable[[agent_protocol.AgentEvent], None]

@@ -22,21 +22,23 @@ BOARD_SERIAL = Path("/proc/device-tree/serial-number")
 """The board's own serial number: copied cards have the same machine id."""
 
 
-def server_id(salt: str = "") -> str:
+def server_id(
+    salt: str = "", *, machine_id: Path = MACHINE_ID, board_serial: Path = BOARD_SERIAL
+) -> str:
     """32 hexadecimal digits; another ``salt`` for another server on the same machine.
 
     The way of sd_id128_get_machine_app_specific(3): HMAC-SHA256 of the application id, keyed with
     the machine id, cut to 128 bits. Without a machine id a random one is made and kept.
     """
-    key = _read(MACHINE_ID) or _stored_id()
-    board = _read(BOARD_SERIAL).rstrip("\0")
+    key = _read(machine_id) or _stored_id()
+    board = _read(board_serial).rstrip("\0")
     message = APPLICATION + board.encode() + salt.encode()
     return hmac.new(key.encode(), message, hashlib.sha256).hexdigest()[:32]
 
 
-def host_name() -> str:
-    """The short host name."""
-    return socket.gethostname().partition(".")[0] or "usb-remote"
+def host_name(full: str | None = None) -> str:
+    """The short host name: of this machine, or of this full one."""
+    return (socket.gethostname() if full is None else full).partition(".")[0] or "usb-remote"
 
 
 def _read(path: Path) -> str:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import NamedTuple
 
-from usb_remote import errors, protocol_2x, replies
+from usb_remote import errors, protocol, protocol_2x, replies
 from usb_remote.config import Config
 from usb_remote.connection import Connection, connect, list_devices
 from usb_remote.matching import called, is_called, merge
@@ -46,6 +46,9 @@ class Watcher:
         found: servers as mDNS finds them, for as long as the watch goes on.
         reconnect: seconds before a lost server is asked again.
         host: only the server that is called so.
+        never_heard: seconds before an address is tried again at which nobody has ever answered.
+        legacy_interval: seconds between two looks at a 2.x server.
+        silence: seconds after which a server that says nothing at all is lost.
 
     """
 
@@ -55,8 +58,15 @@ class Watcher:
         found: AsyncIterator[Server],
         reconnect: float = RECONNECT,
         host: str | None = None,
+        *,
+        never_heard: float = NEVER_HEARD,
+        legacy_interval: float = LEGACY_INTERVAL,
+        silence: float = protocol.WATCH_TIMEOUT,
     ) -> None:
         self._host = host
+        self._never_heard = never_heard
+        self._legacy_interval = legacy_interval
+        self._silence = silence
         self._config = config
         self._found = found
         self._reconnect = reconnect
@@ -148,7 +158,7 @@ class Watcher:
     def _pause(self, server: Server, lost_for: float) -> float:
         """Seconds until a server that was lost for so long is asked again."""
         if server.id is None and server.version is None and not self._is_named(server):
-            return max(NEVER_HEARD, self._reconnect)
+            return max(self._never_heard, self._reconnect)
         if lost_for > GONE and not self._is_named(server):
             return GONE_PAUSE
         return next((pause for after, pause in LATER if lost_for > after), self._reconnect)
@@ -168,7 +178,7 @@ class Watcher:
     async def _listings_of(self, server: Server, key: str) -> AsyncGenerator[Listing, None]:
         async with await self._connected(server, key) as connection:
             try:
-                async for event in connection.watch():
+                async for event in connection.watch(self._silence):
                     if event.event == "snapshot":
                         told = replies.server_of(event.server, server, connection.address)
                         yield Listing(server=told, snapshot=event.snapshot)
@@ -213,7 +223,7 @@ class Watcher:
             if listing.snapshot != last:
                 last = listing.snapshot
                 yield listing
-            await asyncio.sleep(LEGACY_INTERVAL)
+            await asyncio.sleep(self._legacy_interval)
 
 
 def key_of(server: Server) -> str:
