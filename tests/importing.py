@@ -12,8 +12,10 @@ import os
 import select
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from tests.fakes.nodes import Nodes
 from usb_remote import errors
 from usb_remote.model import Attachment
 from usb_remote.values import BusId
@@ -38,7 +40,17 @@ class UserSpaceImporter:
     ) -> Attachment:
         if self.broken:
             raise self.broken
-        handle = await asyncio.to_thread(import_device, address, usbip_port, bus_id)
+        work = asyncio.create_task(asyncio.to_thread(import_device, address, usbip_port, bus_id))
+        try:
+            handle = await asyncio.shield(work)
+        except asyncio.CancelledError:  # as with the real one, what is under way is undone
+            with contextlib.suppress(Exception):
+                (await work).close()
+            raise
+        except Exception as error:  # usbip's own; vhci.attach says the same in these classes
+            if "rejected" in str(error):
+                raise errors.NotFound(f"no device at {bus_id}") from error
+            raise errors.Unreachable(f"the import of {bus_id} has ended already") from error
         port = next(number for number in itertools.count() if number not in self._handles)
         attachment = Attachment(
             vhci_port=port,
@@ -89,21 +101,30 @@ class Bell:
 
 
 class NoticingImporter(UserSpaceImporter):
-    """A kernel that notices when the other side hangs up, and frees the port."""
+    """A kernel that notices when the other side hangs up, and frees the port.
 
-    def __init__(self, bell: Bell) -> None:
+    Args:
+        bell: rings with each change.
+        folder: has a folder for the nodes of what is attached.
+
+    """
+
+    def __init__(self, bell: Bell, folder: Path) -> None:
         super().__init__()
         self.count = 0
+        self.nodes = Nodes(folder / "nodes")
         self._bell = bell
 
     async def attach(self, *args: Any, **more: Any) -> Attachment:
         attachment = await super().attach(*args, **more)
+        self.nodes.appear(attachment.local_bus_id or "")
         self.count += 1
         self._bell.ring()
         return attachment
 
     async def detach(self, vhci_port: int) -> None:
         if vhci_port in self._handles:
+            self._vanish(vhci_port)
             await super().detach(vhci_port)
         self._bell.ring()
 
@@ -112,8 +133,12 @@ class NoticingImporter(UserSpaceImporter):
             connection: socket.socket = handle.conn.sock  # type: ignore[attr-defined]
             readable, _, _ = select.select([connection], [], [], 0)
             if readable and connection.recv(1, socket.MSG_PEEK) == b"":
+                self._vanish(port)
                 self._handles.pop(port)[1].close()  # type: ignore[attr-defined]
         return super().list_attachments()
+
+    def _vanish(self, vhci_port: int) -> None:
+        self.nodes.vanish(self._handles[vhci_port][0].local_bus_id or "")
 
 
 class ArrivedAtOnce:

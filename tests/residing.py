@@ -15,12 +15,14 @@ from typing import Any
 
 from tests.importing import ArrivedAtOnce, Bell, NoticingImporter
 from tests.serving import HOST, Running, found, knowing
+from tests.waiting import eventually
 from usb_remote import agent_protocol, protocol
 from usb_remote.agent import wishes
 from usb_remote.agent.agent import Agent
 from usb_remote.agent.desk import Desk
 from usb_remote.agent.links import Links
 from usb_remote.agent.parts import Parts
+from usb_remote.agent.times import Times
 from usb_remote.agent.wishes import WishBook
 from usb_remote.agent.world import World
 from usb_remote.agent_protocol import (
@@ -41,6 +43,9 @@ from usb_remote.replies import parse_history
 from usb_remote.state import StateFile
 from usb_remote.watcher import Watcher
 from usb_remote.wiring import known_first, nobody
+
+BRISK = Times(look_around=0.02, tick=0.1, first_delay=0.05)
+"""Nothing else is waited for than the server; what a test is about, it sets itself."""
 
 
 @dataclass
@@ -94,22 +99,21 @@ async def residing(
     *servers: str,
     attach: tuple[WishConfig, ...] = (),
     importer: NoticingImporter | None = None,
-    reconnect: float = 0.1,
+    reconnect: float = 0.05,
     starts: bool = True,
+    hears: bool = True,
+    times: Times = BRISK,
 ) -> AsyncIterator[Here]:
+    """An agent, once it has heard of all servers, if it `hears` of them."""
     bell = importer._bell if importer else Bell()
-    here = importer or NoticingImporter(bell)
+    here = importer or NoticingImporter(bell, folder)
     config = knowing(*servers)
     book = WishBook(StateFile(folder / "wishes.jsonl"))
     watcher = Watcher(config, known_first(book.list_servers(), nobody()), reconnect)
-    world = World(watcher.watch, here.list_attachments, bell)
+    world = World(watcher.watch, here.list_attachments, bell, times=times)
     client = Client(config, found(), here, ArrivedAtOnce, "me", lambda: {HOST})
-
-    def list_nodes(bus_id: str) -> list[tuple[str, str]]:
-        return [("tty", f"/dev/ttyFAKE{bus_id[-1]}"), ("usb", f"/dev/bus/usb/009/00{bus_id[-1]}")]
-
-    links = Links(list_nodes, folder / "dev")
-    parts = Parts(world, client, links, partial(history_of, config.timeout), {})
+    links = Links(here.nodes.list_parts, folder / "dev", folder / "udev")
+    parts = Parts(world, client, links, partial(history_of, config.timeout), {}, times)
     agent = Agent(parts, book)
     running = Here(agent, world, here, bell, folder)
     desk = Desk(agent, world, here.list_attachments, AgentInfo(version="3"))
@@ -118,6 +122,8 @@ async def residing(
     if starts:
         agent.start(map(wishes.of_config, attach))
     try:
+        if hears:
+            await eventually(lambda: world.is_settled and len(world.views) >= len(servers))
         yield running
     finally:
         await desk.stop()

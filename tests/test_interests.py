@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 
 from tests.importing import Bell, NoticingImporter
-from tests.residing import Here, history_of, residing
+from tests.residing import BRISK, Here, history_of, residing
 from tests.serving import QUICK, Running, at, running_server, state_of
 from tests.waiting import eventually
 from usb_remote import errors, protocol
 from usb_remote.agent import backoff, wishes
+from usb_remote.agent.times import Times
 from usb_remote.agent_protocol import AgentEvent, AttachRequest, DetachRequest, Kind, Loss, Stage
 from usb_remote.config import WishConfig
 from usb_remote.connection import AgentConnection, connect
@@ -79,7 +81,7 @@ def devices(here: Here) -> tuple[Device, ...]:
 
 async def flap(here: Here, bench: Running, name: str) -> None:
     """Lose the device so often that it is attached again with delay."""
-    for _ in range(backoff.FLAPPING):
+    for _ in range(Times.flapping):
         here.pull(bench, "serial")
         await eventually(lambda: here.stages()[name] is Stage.ABSENT)
         bench.devices.plug("serial")
@@ -365,9 +367,10 @@ async def test_a_wish_for_a_serial_number_takes_nothing_else_that_came_in_its_pl
     tmp_path: Path,
 ) -> None:
     wish = WishConfig(serial="MINE", name=DeviceName("board"))
+    times = replace(BRISK, longest_delay=0.5)
     async with (
         relabelled({"1-1": "MINE"}) as (quick, serials),
-        residing(tmp_path, at(quick), attach=(wish,)) as here,
+        residing(tmp_path, at(quick), attach=(wish,), times=times) as here,
     ):
         await eventually(lambda: here.stages() == {"board": Stage.ATTACHED})
         await flap(here, quick, "board")
@@ -394,10 +397,11 @@ async def test_a_change_of_the_configuration_is_done_in_place(
 
 
 async def test_a_transient_failure_is_tried_again_however_often() -> None:
-    delays = [backoff.after_failures(count) for count in (1, 5, 2000)]
-    assert all(0 < delay <= backoff.LONGEST_DELAY for delay in delays)
-    assert backoff.after_losses(2000) <= backoff.LONGEST_DELAY
-    assert backoff.after_losses(backoff.FLAPPING - 1) == 0
+    times = Times()
+    delays = [backoff.after_failures(count, times) for count in (1, 5, 2000)]
+    assert all(0 < delay <= times.longest_delay for delay in delays)
+    assert backoff.after_losses(2000, times) <= times.longest_delay
+    assert backoff.after_losses(times.flapping - 1, times) == 0
 
 
 async def test_a_port_that_cannot_be_freed_at_once_is_freed_later(
@@ -417,8 +421,8 @@ async def test_a_port_that_cannot_be_freed_at_once_is_freed_later(
         def list_attachments(self) -> list[Attachment]:
             return [attachment for attachment, _ in self._handles.values()]
 
-    importer = Reluctant(bell)
-    async with residing(tmp_path, at(quick), importer=importer) as here:
+    importer, times = Reluctant(bell, tmp_path), replace(BRISK, free_again=0.02)
+    async with residing(tmp_path, at(quick), importer=importer, times=times) as here:
         await here.attach("1-1")
         here.pull(quick, "serial")
         await eventually(lambda: importer.list_attachments() == [])
@@ -446,7 +450,7 @@ async def test_directories_of_what_has_gone_meanwhile_go_at_the_start(
     quick: Running, tmp_path: Path
 ) -> None:
     bell = Bell()
-    importer = NoticingImporter(bell)
+    importer = NoticingImporter(bell, tmp_path)
     async with residing(tmp_path, at(quick), importer=importer) as here:
         await here.attach("1-1", keep=True)
         await here.attach("1-2", keep=True)
@@ -461,7 +465,7 @@ async def test_directories_of_what_has_gone_meanwhile_go_at_the_start(
 
 async def test_what_is_attached_is_followed_before_its_server_is_heard(tmp_path: Path) -> None:
     bell = Bell()
-    importer = NoticingImporter(bell)
+    importer = NoticingImporter(bell, tmp_path)
     async with running_server(*KINDS, times=QUICK) as quick:
         async with residing(tmp_path, at(quick), importer=importer) as here:
             await here.attach("1-1", keep=True)
@@ -486,7 +490,7 @@ async def test_what_was_held_waits_for_its_program_and_is_its_own_again(
     quick: Running, tmp_path: Path
 ) -> None:
     bell = Bell()
-    importer = NoticingImporter(bell)
+    importer = NoticingImporter(bell, tmp_path)
     async with residing(tmp_path, at(quick), importer=importer) as here:
         program = await here.talk()
         await program.request(HOLD)
@@ -509,4 +513,4 @@ async def test_what_was_held_waits_for_its_program_and_is_its_own_again(
 def test_losses_are_counted_within_a_minute() -> None:
     now = datetime.now(UTC)
     losses = [Loss(at=now.replace(year=2020)), Loss(at=now)]
-    assert backoff.count_recent(losses, now) == 1
+    assert backoff.count_recent(losses, now, Times.within) == 1

@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 
 import usb_remote
+from tests import user_program
 from tests.importing import Bell, NoticingImporter
+from tests.patience import patience
 from tests.residing import Here, residing
 from tests.serving import HOST, Running, at, knowing, state_of
 from tests.waiting import eventually
 from usb_remote import agent_protocol, aio, errors, wiring
-from usb_remote.holding import by_agent
+from usb_remote.client import How
+from usb_remote.holding.by_agent import ByAgent
+from usb_remote.matching import Query
 from usb_remote.model import Cause, State
 
 
@@ -164,7 +168,7 @@ def ends(folder: Path, code: str, agent: str, number: int = 0) -> subprocess.Com
         if number and process.stdout.readline():
             process.send_signal(number)
         try:
-            out, err = process.communicate(timeout=20)
+            out, err = process.communicate(timeout=patience(20))
         except subprocess.TimeoutExpired:
             process.kill()
             raise
@@ -176,8 +180,8 @@ import signal, threading, time, usb_remote
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore it
 def ready():
     while not any(t.name == "usb-remote" for t in threading.enumerate()):
-        time.sleep(0.1)
-    time.sleep(0.5)  # by then the other thread waits: what is interrupted is no import
+        time.sleep(0.02)
+    time.sleep(0.2)  # by then the other thread waits: what is interrupted is no import
     print("ready", flush=True)
 try:
     threading.Thread(target=ready, daemon=True).start()
@@ -204,7 +208,7 @@ async def test_what_is_held_is_held_again_by_an_agent_that_was_restarted(
     quick: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bell = Bell()
-    importer = NoticingImporter(bell)
+    importer = NoticingImporter(bell, tmp_path)
     monkeypatch.setenv(agent_protocol.VARIABLE, str(tmp_path / "agent.sock"))
     async with residing(tmp_path, at(quick), importer=importer):
         one = aio.attach(id="*", first=True)
@@ -212,7 +216,7 @@ async def test_what_is_held_is_held_again_by_an_agent_that_was_restarted(
         first, second = await one.__aenter__(), await other.__aenter__()
     async with residing(tmp_path, at(quick), importer=importer) as again:
         desk: Any = again.world.on_view.__self__  # type: ignore[attr-defined]
-        await eventually(lambda: len(desk._holds) == 2, 10)
+        await eventually(lambda: len(desk._holds) == 2)
         assert importer.count == 2
         assert {first.device.bus_id, second.device.bus_id} == {"1-1", "1-2"}
         assert (first.losses, second.losses) == ([], [])
@@ -232,20 +236,20 @@ async def test_what_is_held_is_held_again_when_its_server_is_heard_later_than_th
 ) -> None:
     caplog.set_level("INFO", "usb_remote.agent.desk")
     bell, port, servers = Bell(), quick.control.port, at(quick)
-    importer = NoticingImporter(bell)
+    importer = NoticingImporter(bell, tmp_path)
     monkeypatch.setenv(agent_protocol.VARIABLE, str(tmp_path / "agent.sock"))
     async with residing(tmp_path, servers, importer=importer):
         block = aio.attach("1-1")
         device = await block.__aenter__()
     await quick.control.stop()
     mute = socket.create_server((HOST, port))
-    async with residing(tmp_path, servers, importer=importer) as again:
-        await eventually(lambda: "attach for" in caplog.text, 10)  # and no server is known yet
+    async with residing(tmp_path, servers, importer=importer, hears=False) as again:
+        await eventually(lambda: "attach for" in caplog.text)  # and no server is known yet
         mute.close()
         quick.control._servers.clear()
         await quick.control.start([HOST], port)
         desk: Any = again.world.on_view.__self__  # type: ignore[attr-defined]
-        await eventually(lambda: len(desk._holds) == 1, 10)
+        await eventually(lambda: len(desk._holds) == 1)
         assert (importer.count, device.losses) == (1, [])
         await block.__aexit__(None, None, None)
         assert state_of(quick, "1-1") is State.AVAILABLE
@@ -253,15 +257,20 @@ async def test_what_is_held_is_held_again_when_its_server_is_heard_later_than_th
 
 
 async def test_an_agent_that_does_not_come_back_is_a_loss(
-    quick: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick: Running,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv(agent_protocol.VARIABLE, str(tmp_path / "agent.sock"))
-    async with residing(tmp_path, at(quick)):
-        block = aio.attach("1-1")
-        device = await block.__aenter__()
-    loss = await asyncio.wait_for(device.wait_lost(), by_agent.COME_BACK + 10)
-    assert (loss.cause, loss.blame) == (None, "network")
-    await block.__aexit__(None, None, None)
+    async with residing(tmp_path, at(quick)) as here:
+        holder = ByAgent(await here.talk(), come_back=0.1, try_again=0.02)
+        device = await holder.attach(Query(handle="1-1"), How())
+    async with holder:
+        loss = await asyncio.wait_for(device.wait_lost(), patience(10))
+        assert (loss.cause, loss.blame) == (None, "network")
+        assert not device.is_attached
+    assert "nobody follows our devices now" in caplog.text
 
 
 async def test_a_program_without_an_agent_leaves_alone_what_others_have_attached(
@@ -278,36 +287,12 @@ async def test_a_program_without_an_agent_leaves_alone_what_others_have_attached
     assert (tmp_path / "dev/theirs").is_dir()
 
 
-USER = """
-import usb_remote
-from usb_remote import aio, errors
-
-for server, device in usb_remote.list_devices():
-    print(server.name, device.bus_id, device.label, device.state)
-try:
-    with usb_remote.attach_all([usb_remote.wanted("scope", wait=60)]) as (held,):
-        path: str = held.tty
-        lost: bool = held.wait_lost(timeout=1) is not None
-except errors.Busy as error:
-    print(error.message, error.hint)
-except usb_remote.UsbRemoteError:
-    pass
-
-async def work() -> str:
-    async with aio.attach("scope") as held:
-        await held.wait_lost()
-        return held.disk
-"""
-
-
-def test_programs_are_checked_by_mypy(tmp_path: Path) -> None:
-    (tmp_path / "user.py").write_text(USER)
-    source = Path(usb_remote.__file__).parent
-    assert (source / "py.typed").exists()
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file=", "--cache-dir",  # noqa: E501
-         str(tmp_path / "cache"), "user.py"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "MYPYPATH": str(source.parent)},
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "Success: no issues found in 1 source file\n")
+async def test_a_program_with_types_runs_as_it_was_checked(through_agent: Here) -> None:
+    """mypy checks it in `make check`."""
+    assert (Path(usb_remote.__file__).parent / "py.typed").exists()
+    words = await blocking(user_program.list_all)
+    assert words[1::4] == ["1-1", "1-2", "1-3"]
+    path, is_lost = await blocking(lambda: user_program.use("1-1", 60))
+    assert (path, is_lost) == (str(through_agent.folder / "dev/1-1/tty0"), False)
+    assert "no device matches none" in await blocking(lambda: user_program.use("none", None))
+    assert await user_program.work("1-1") == str(through_agent.folder / "dev/1-1/usb")

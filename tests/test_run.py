@@ -6,12 +6,14 @@ import asyncio
 import os
 import pty
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.commands import COMMAND
+from tests.commands import COMMAND, Forked
+from tests.patience import patience
 from tests.residing import Here, residing
 from tests.serving import Running, at, state_of
 from tests.waiting import eventually
@@ -26,42 +28,54 @@ PRINT = "import os; print({k: v for k, v in os.environ.items() if k.startswith('
 
 
 class Run:
-    """`usb-remote run …` as a process."""
+    """`usb-remote run …` as a process.
 
-    def __init__(self, here: Here, *arguments: str) -> None:
-        self._command = [*COMMAND, "run", *arguments]
-        self._stdin = asyncio.subprocess.DEVNULL
+    Args:
+        here: the agent that it asks.
+        arguments: after `run`.
+        agent: where it is told that the agent is, if not there.
+        stdin: its standard input.
+
+    """
+
+    def __init__(
+        self,
+        here: Here,
+        *arguments: str,
+        agent: str | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
         (here.folder / "config").write_text("discovery: false\n")
-        self._environment = {
+        self.environment = {
             **os.environ,
-            "USB_REMOTE_AGENT": here.socket,
+            "USB_REMOTE_AGENT": here.socket if agent is None else agent,
             "USB_REMOTE_CONFIG": str(here.folder / "config"),
         }
+        self._arguments = arguments
+        self._stdin = stdin
 
     async def __aenter__(self) -> Run:
-        self.process = await asyncio.create_subprocess_exec(
-            *self._command,
-            env=self._environment,
+        self.process = Forked(
+            "run",
+            *self._arguments,
             stdin=self._stdin,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment,
         )
-        assert self.process.stdout
-        self.stdout = self.process.stdout
         return self
 
-    async def __aexit__(self, *_error: object) -> None:
-        if self.process.returncode is None:
-            self.process.kill()
-        await self.process.communicate()
+    async def __aexit__(self, *error: object) -> None:
+        self.process.__exit__(*error)
 
     async def hear(self, word: str) -> None:
-        assert (await asyncio.wait_for(self.stdout.readline(), 20)).decode().strip() == word
+        assert self.process.stdout
+        assert (await asyncio.to_thread(self.process.stdout.readline)).strip() == word
 
     async def end(self) -> tuple[int, str, str]:
-        out, err = await asyncio.wait_for(self.process.communicate(), 30)
+        out, err = await asyncio.to_thread(self.process.communicate, patience(30))
         assert self.process.returncode is not None
-        return self.process.returncode, out.decode(), err.decode()
+        return self.process.returncode, out, err
 
 
 async def run(here: Here, *arguments: str) -> tuple[int, str, str]:
@@ -119,17 +133,27 @@ async def test_the_names_of_variables_are_the_words_of_the_command_line(here: He
 async def test_ctrl_c_on_a_terminal_is_heard_once(here: Here) -> None:
     script = "trap 'echo got' INT; trap 'exit 9' USR1; echo ready; while :; do sleep 0.02; done"
     leader, terminal = pty.openpty()
-    running = Run(here, "--with", "1-1", "--", "sh", "-c", script)
-    without_stdin = ["sh", "-c", 'exec "$@" </dev/null', "sh", *running._command]
-    running._command, running._stdin = ["setsid", "--ctty", *without_stdin], terminal
-    async with running:
-        await running.hear("ready")
-        os.write(leader, b"\x03")
-        await running.hear("got")
-        running.process.send_signal(signal.SIGUSR1)  # passed on after what came before
-        assert await running.end() == (9, "", "")
-    os.close(terminal)
-    os.close(leader)
+    own = [*COMMAND, "run", "--with", "1-1", "--", "sh", "-c", script]
+    without_stdin = ["sh", "-c", 'exec "$@" </dev/null', "sh", *own]
+    process = await asyncio.create_subprocess_exec(
+        "setsid", "--ctty", *without_stdin, env=Run(here).environment, stdin=terminal,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout
+        async with asyncio.timeout(patience(20)):
+            assert await process.stdout.readline() == b"ready\n"
+            os.write(leader, b"\x03")
+            assert await process.stdout.readline() == b"got\n"
+            process.send_signal(signal.SIGUSR1)  # passed on after what came before
+            assert await process.communicate() == (b"", b"")
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        os.close(terminal)
+        os.close(leader)
+    assert process.returncode == 9
 
 
 @pytest.mark.parametrize(
@@ -150,7 +174,8 @@ async def test_signals_are_for_the_command(here: Here, quick: Running, number: s
 
 
 async def test_kill_9_gives_the_device_back(here: Here, quick: Running) -> None:
-    async with Run(here, "--with", "1-1", "--", "sh", "-c", "echo ready; exec cat") as running:
+    command = ("--with", "1-1", "--", "sh", "-c", "echo ready; exec cat")
+    async with Run(here, *command, stdin=subprocess.PIPE) as running:
         await running.hear("ready")
         assert state_of(quick, "1-1") is State.IN_USE
         running.process.kill()
@@ -171,7 +196,7 @@ async def test_wait_is_for_a_device_that_appears_later(here: Here, quick: Runnin
     quick.devices.pull("serial")
     await eventually(lambda: [len(v.devices) for v in here.world.views.values()] == [2])
     async with Run(here, "--with", "1-1", "--wait", "--", "echo", "began") as running:
-        await eventually(lambda: len(here_watchers(here)) == 1, 20)
+        await eventually(lambda: len(here_watchers(here)) == 1)
         quick.devices.plug("serial")
         assert await running.end() == (0, "began\n", "")
 
@@ -189,7 +214,7 @@ async def test_a_signal_while_it_waits_ends_it_and_leaves_nothing(
     quick.devices.pull("serial")
     await eventually(lambda: [len(v.devices) for v in here.world.views.values()] == [2])
     async with Run(here, "--with", "1-1", "--wait", "--", "echo", "began") as running:
-        await eventually(lambda: len(here_watchers(here)) == 1, 20)
+        await eventually(lambda: len(here_watchers(here)) == 1)
         running.process.send_signal(getattr(signal, f"SIG{number}"))
         assert await running.end() == (status, "", "")
     assert are_free(quick)
@@ -222,22 +247,28 @@ async def test_a_device_that_is_not_there(here: Here) -> None:
     assert err.startswith("error: no device matches none")
 
 
+def until_term(status: int) -> tuple[str, ...]:
+    """A command that ends with a status at SIGTERM; what it leaves behind has no file of ours."""
+    script = f"trap 'exit {status}' TERM; echo ready; sleep 9 >/dev/null 2>&1 & wait"
+    return "--", "sh", "-c", script
+
+
+async def is_lost_and_ends(here: Here, quick: Running, running: Run) -> tuple[int, str, str]:
+    """Its nodes are gone and it fails with that, before anybody has heard why."""
+    await running.hear("ready")
+    here.importer.nodes.vanish("9-1")
+    quick.devices.pull("serial")
+    running.process.terminate()
+    asyncio.get_running_loop().call_later(0.15, here.bell.ring)
+    return await running.end()
+
+
 @pytest.mark.parametrize(("option", "expected"), [((), 5), (("--fail-on-loss",), 7)])
 async def test_a_loss_is_told_with_its_cause(
     here: Here, quick: Running, option: tuple[str, ...], expected: int
 ) -> None:
-    script = "echo ready; read line; exit 5"
-    command = [
-        "--",
-        "sh",
-        "-c",
-        f"trap 'exit 5' TERM; {script.replace('read line', 'sleep 9& wait')}",
-    ]
-    async with Run(here, "--with", "1-1", *option, *command) as running:
-        await running.hear("ready")
-        here.pull(quick, "serial")
-        running.process.terminate()  # a program that fails at once, before the loss is known
-        status, _, err = await running.end()
+    async with Run(here, "--with", "1-1", *option, *until_term(5)) as running:
+        status, _, err = await is_lost_and_ends(here, quick, running)
     assert status == expected
     assert err == f"warning: lost 1-1 ({at(quick)}): unplugged\n"
 
@@ -245,14 +276,8 @@ async def test_a_loss_is_told_with_its_cause(
 async def test_a_loss_that_is_told_late_counts_also_for_a_command_that_was_content(
     here: Here, quick: Running
 ) -> None:
-    script = "trap 'exit 0' TERM; echo ready; sleep 9& wait"
-    running = Run(here, "--with", "1-1", "--fail-on-loss", "--", "sh", "-c", script)
-    async with running:
-        await running.hear("ready")
-        quick.devices.pull("serial")
-        running.process.terminate()
-        asyncio.get_running_loop().call_later(0.15, here.bell.ring)
-        status, _, err = await running.end()
+    async with Run(here, "--with", "1-1", "--fail-on-loss", *until_term(0)) as running:
+        status, _, err = await is_lost_and_ends(here, quick, running)
     assert status == 7
     assert err == f"warning: lost 1-1 ({at(quick)}): unplugged\n"
 
@@ -261,9 +286,7 @@ async def test_a_loss_that_is_told_late_counts_also_for_a_command_that_was_conte
     Path("/sys/devices/platform/vhci_hcd.0").exists(), reason="this machine could attach"
 )
 async def test_without_an_agent_errors_are_the_same(here: Here) -> None:
-    running = Run(here, "--with", "1-1", "--", "true")
-    running._environment["USB_REMOTE_AGENT"] = ""
-    async with running:
+    async with Run(here, "--with", "1-1", "--", "true", agent="") as running:
         status, _, err = await running.end()
     assert status == 5
     assert err.startswith("error: ")

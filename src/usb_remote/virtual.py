@@ -305,16 +305,26 @@ class _Address(usbip.Transport):  # type: ignore[misc]
     def __init__(self, address: str, port: int, timeout: float) -> None:
         self._target = (address, port)
         self._timeout = timeout
+        self._connection: socket.socket | None = None
 
     def connect(self) -> socket.socket:
-        connection = socket.create_connection(self._target, self._timeout)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
+        self._connection = socket.create_connection(self._target, self._timeout)
+        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._connection
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
 
 
 def import_device(address: str, port: int, bus_id: BusId, timeout: float = 5.0) -> usbip.Handle:
     """Import a device over USB/IP without any driver; close the handle to give it back."""
-    return usbip.open(busid=bus_id, transport=_Address(address, port, timeout))
+    transport = _Address(address, port, timeout)
+    try:
+        return usbip.open(busid=bus_id, transport=transport)
+    except BaseException:  # the library leaves it open
+        transport.close()
+        raise
 
 
 def echo(handle: usbip.Handle, line: bytes) -> bytes:

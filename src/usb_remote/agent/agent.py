@@ -36,12 +36,8 @@ from usb_remote.model import Cause, Match
 
 log = logging.getLogger(__name__)
 
-CLAIM_AGAIN = 10.0
-"""Seconds after our start in which those for whom we held a device may come back."""
 BEGUN = (Stage.ATTACHED, Stage.WAITING, Stage.DELAYED, Stage.STOPPED, Stage.ABSENT, Stage.ENDED)
 """Stages at which there is something to say to whoever has just made a wish."""
-PATIENCE = 30.0
-"""Seconds until that is said in any case."""
 
 
 class Agent:
@@ -79,16 +75,16 @@ class Agent:
 
     async def run(self) -> None:
         """Follow the world, for ever: places with new devices, attachments of others."""
-        loop = asyncio.get_running_loop()
+        loop, times = asyncio.get_running_loop(), self._parts.times
         is_settled = False
         while True:
             self._sources.spread()
             is_waiting = self._strangers.look(loop.time())
             begun = self._started or loop.time()
-            if not is_settled and loop.time() - begun > CLAIM_AGAIN:
+            if not is_settled and loop.time() - begun > times.claim_again:
                 is_settled = True
                 await self._give_up_unclaimed()
-            await self._parts.world.changed(None if is_settled and not is_waiting else 1.0)
+            await self._parts.world.changed(None if is_settled and not is_waiting else times.tick)
 
     async def _give_up_unclaimed(self) -> None:
         """Nobody came back for what we had held for programs."""
@@ -250,7 +246,8 @@ class Agent:
             self._records.rename(record)
         record.start()
         self._changed()
-        await self._parts.world.until(lambda: record.status.stage in BEGUN or None, PATIENCE)
+        patience = self._parts.times.answer
+        await self._parts.world.until(lambda: record.status.stage in BEGUN or None, patience)
         on_keep(record.status)
         attached = record.attached
         return attached.model_copy(update={"already": already}) if attached else None

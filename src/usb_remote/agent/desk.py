@@ -46,6 +46,7 @@ class Desk:
         world: knows what there is.
         list_attachments: with their nodes.
         info: who we are.
+        ping_interval: seconds after which whoever waits, watches or holds hears from us.
 
     """
 
@@ -55,6 +56,7 @@ class Desk:
         world: World,
         list_attachments: Callable[[], Iterable[Attachment]],
         info: AgentInfo,
+        ping_interval: float = protocol.PING_INTERVAL,
     ) -> None:
         self.limits = Limits(connections=256, connections_per_address=256)
         self.allowed = Networks()
@@ -63,6 +65,7 @@ class Desk:
         self._agent = agent
         self._world = world
         self._list_attachments = list_attachments
+        self._ping_interval = ping_interval
         self._connections: dict[ControlConnection, None] = {}
         self._watchers: set[ControlConnection] = set()
         self._tasks: dict[asyncio.Task[None], ControlConnection] = {}
@@ -265,7 +268,7 @@ class Desk:
     def _ping_soon(self) -> None:
         if self._ping is None:
             loop = asyncio.get_running_loop()
-            self._ping = loop.call_later(protocol.PING_INTERVAL, self._ping_all)
+            self._ping = loop.call_later(self._ping_interval, self._ping_all)
 
     def _ping_all(self) -> None:
         """Whoever waits, watches or holds hears from us; without them nothing wakes us."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from usb_remote import errors
 from usb_remote.agent import backoff
-from usb_remote.agent.links import Access, Links
+from usb_remote.agent.links import Access
+from usb_remote.agent.parts import Parts
 from usb_remote.agent.wishes import Wish
 from usb_remote.agent_protocol import Attached, Loss, Stage, Status, Told
 
@@ -26,7 +27,7 @@ class Display:
     Args:
         wish: what is wanted.
         name: of its directory.
-        links: makes that.
+        parts: what makes that, and how long losses count.
         on_change: called with each change of the status.
 
     Attributes:
@@ -34,8 +35,9 @@ class Display:
 
     """
 
-    def __init__(self, wish: Wish, name: str, links: Links, on_change: Callable[[], None]) -> None:
-        self._links = links
+    def __init__(self, wish: Wish, name: str, parts: Parts, on_change: Callable[[], None]) -> None:
+        self._links = parts.links
+        self._within = parts.times.within
         self._on_change = on_change
         self._losses: deque[Loss] = deque(maxlen=MAX_LOSSES)
         self.status = Status(
@@ -124,4 +126,4 @@ class Display:
     @property
     def recent_losses(self) -> int:
         """How often it was lost within the last minute."""
-        return backoff.count_recent(self._losses, datetime.now(UTC))
+        return backoff.count_recent(self._losses, datetime.now(UTC), self._within)

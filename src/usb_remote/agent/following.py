@@ -12,17 +12,16 @@ from collections.abc import Callable
 
 from usb_remote import errors
 from usb_remote.agent.parts import Parts
-from usb_remote.agent.session import SETTLE, Session
+from usb_remote.agent.session import Session
 from usb_remote.agent_protocol import Attached, Loss, View
 from usb_remote.model import Attachment
 
 log = logging.getLogger(__name__)
 
-ASK_AGAIN, ASK_TIMES = 0.25, 4
+ASK_TIMES = 4
 """How often a server is asked for the end of a session that it has only just seen."""
-FREE_AGAIN, FREE_TIMES = 0.25, 8
-"""Seconds, doubled each time, between two tries to free a vhci port (FACTS: `usbip` fails now and
-then), and how many there are."""
+FREE_TIMES = 8
+"""How often we try to free a vhci port."""
 
 
 class Following:
@@ -37,8 +36,10 @@ class Following:
     def __init__(self, parts: Parts, attached: Attached) -> None:
         self._parts = parts
         self._attached = attached
-        began = asyncio.get_running_loop().time() - (SETTLE if attached.already else 0)
-        self._session = Session(attached, parts.client.is_me, began)
+        self._times = parts.times
+        now = asyncio.get_running_loop().time()
+        began = now - (self._times.settle if attached.already else 0)
+        self._session = Session(attached, parts.client.is_me, began, self._times)
 
     async def until_lost(self, on_change: Callable[[], None]) -> Loss:
         """Wait until it is lost; returns why.
@@ -53,7 +54,7 @@ class Following:
             if (loss := self._loss(view)) is not None:
                 break
             on_change()
-            await world.changed(None if self._session.is_settled else 1.0)
+            await world.changed(None if self._session.is_settled else self._times.tick)
         if loss.cause is None and view is not None and view.error is None:
             loss = await self._ask_why() or loss
         return loss
@@ -77,7 +78,7 @@ class Following:
                 return None
             if (loss := self._session.find_in(events)) is not None:
                 return loss
-            await asyncio.sleep(ASK_AGAIN)
+            await asyncio.sleep(self._times.ask_again)
         return None
 
     async def free(self) -> None:
@@ -92,7 +93,7 @@ class Following:
                 return
             except errors.UsbRemoteError as error:
                 log.warning("vhci port %d cannot be freed: %s", lost.vhci_port, error)
-            await self._parts.world.until(self._is_gone, FREE_AGAIN * 2.0**number)
+            await self._parts.world.until(self._is_gone, self._times.free_again * 2.0**number)
 
     def _is_gone(self) -> bool | None:
         here = self._here()

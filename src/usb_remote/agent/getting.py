@@ -49,6 +49,7 @@ class Getting:
         self._interests = interests
         self._waiters = interests.waiters
         self._display = display
+        self._times = parts.times
         self._on_arrival = on_arrival
         self._tried = How()
 
@@ -77,10 +78,18 @@ class Getting:
         except errors.UsbRemoteError as error:
             self._waiters.fail(error)
             if self._interests.are_any:
-                several = isinstance(error, errors.Ambiguous)
-                self._display.set(Stage.ABSENT, error=error if several else None)
-                await self._until(self.chosen)
+                shown = _worth_showing(error)
+                self._display.set(Stage.ABSENT, error=shown)
+                await self._until(partial(self._is_news, shown))
         return None
+
+    def _is_news(self, shown: errors.UsbRemoteError | None) -> bool:
+        """Whether it is there now, or there is something else to say of why it is not."""
+        try:
+            self._choose()
+        except errors.UsbRemoteError as error:
+            return str(_worth_showing(error)) != str(shown)
+        return True
 
     def _choose(self) -> Match:
         query = self._interests.wish.query
@@ -164,16 +173,16 @@ class Getting:
             self._display.set(Stage.STOPPED, error=error)
             await self._until(is_other)
         else:
-            delay = backoff.after_failures(failures)
+            delay = backoff.after_failures(failures, self._times)
             self._delayed(delay, error)
             await self._until(is_other, delay)
 
     async def _damp(self) -> None:
         """Wait a little with a device that comes and goes, unless somebody is in a hurry."""
         count = self._display.recent_losses
-        delay = backoff.after_losses(count)
+        delay = backoff.after_losses(count, self._times)
         if delay and not self._waiters:
-            within = f"{backoff.WITHIN:g} s"
+            within = f"{self._times.within:g} s"
             self._delayed(delay, errors.SystemFault(f"it was lost {count} times within {within}"))
             await self.wait(delay)
 
@@ -188,3 +197,8 @@ class Getting:
         if now is None:
             return True
         return places.lasting_facts(now) != places.lasting_facts(before.device) or None
+
+
+def _worth_showing(error: errors.UsbRemoteError) -> errors.UsbRemoteError | None:
+    """That a device is not there, its stage says; that several are meant, only the error."""
+    return error if isinstance(error, errors.Ambiguous) else None

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from functools import partial
 
 from usb_remote import client, errors
-from usb_remote.agent import backoff
 from usb_remote.agent.display import Display
-from usb_remote.agent.following import ASK_AGAIN, Following
+from usb_remote.agent.following import Following
 from usb_remote.agent.getting import Getting
 from usb_remote.agent.hold import Hold
 from usb_remote.agent.interests import Interests
@@ -46,7 +45,7 @@ class Keeper:
     def __init__(self, wish: Wish, parts: Parts, name: str, on_change: Callable[[], None]) -> None:
         self._parts = parts
         self._interests = Interests(wish)
-        self._display = Display(wish, name, parts.links, on_change)
+        self._display = Display(wish, name, parts, on_change)
         self._getting = Getting(parts, self._interests, self._display, self._arrived)
         self._task: asyncio.Task[None] | None = None
 
@@ -203,7 +202,7 @@ class Keeper:
                 self._interests.waiters.fail(fault)
                 self._display.remove_links()
                 self._display.set(Stage.DELAYED, error=fault)
-                await self._getting.wait(backoff.LONGEST_DELAY)
+                await self._getting.wait(self._parts.times.longest_delay)
 
     async def _keep(self) -> None:
         while self.attached is not None or await self._getting.get():
@@ -215,7 +214,7 @@ class Keeper:
             self._display.set(Stage.TRYING)
             if loss.cause is Cause.UNPLUGGED:  # the server's list may not say so yet
                 is_other = partial(self._getting.is_other, before)
-                await self._parts.world.until(is_other, ASK_AGAIN)
+                await self._parts.world.until(is_other, self._parts.times.ask_again)
         self._end()
 
     async def _follow(self, attached: Attached) -> Loss:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from usb_remote.agent.links import Links
 from usb_remote.agent.places import name_of
+from usb_remote.agent.times import Times
 from usb_remote.agent.world import World
 from usb_remote.client import Client
 from usb_remote.events import Event
@@ -31,6 +32,7 @@ class Parts(NamedTuple):
         links: makes directories.
         ask_history: of a server.
         locks: one for each place, so that two wishes for what sits there do not race.
+        times: how long they wait.
 
     """
 
@@ -39,6 +41,7 @@ class Parts(NamedTuple):
     links: Links
     ask_history: AskHistory
     locks: dict[str, asyncio.Lock]
+    times: Times = Times()
 
     def lock(self, match: Match) -> asyncio.Lock:
         return self.locks.setdefault(name_of(match), asyncio.Lock())

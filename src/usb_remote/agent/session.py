@@ -9,14 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from usb_remote.agent.times import Times
 from usb_remote.agent_protocol import Attached, Loss, View
 from usb_remote.events import Event, Kind
 from usb_remote.model import Attachment, Device, Ended, Holder, State
-
-SETTLE = 5.0
-"""Seconds in which a server may not have told yet that the device is ours."""
-PATIENCE = 3.0
-"""Seconds that a server may take to say why what is over here is over."""
 
 
 class Session:
@@ -26,16 +22,24 @@ class Session:
         attached: the device, as it was when it was attached.
         is_me: whether a holder is this machine.
         now: a clock, in seconds.
+        times: how long a server may take to tell.
 
     """
 
-    def __init__(self, attached: Attached, is_me: Callable[[Holder], bool], now: float) -> None:
+    def __init__(
+        self,
+        attached: Attached,
+        is_me: Callable[[Holder], bool],
+        now: float,
+        times: Times = Times(),
+    ) -> None:
         self._attachment = attached.attachment
         self._bus_id = attached.device.bus_id
         self._is_2x = attached.server.version is None
         self._before = attached.device.last_session
         self._is_me = is_me
         self._began = now
+        self._times = times
         self._over: float | None = None
         self.since: datetime | None = None
 
@@ -64,7 +68,7 @@ class Session:
             return _loss(ended)
         if self._over is None:
             self._over = now
-        return _loss() if now - self._over >= PATIENCE else None
+        return _loss() if now - self._over >= self._times.last_word else None
 
     @property
     def is_settled(self) -> bool:
@@ -79,7 +83,8 @@ class Session:
             if self.since is None:
                 self.since = holder.since
             return holder.since == self.since
-        return self.since is None and now - self._began < SETTLE and not self._ended(device)
+        is_early = self.since is None and now - self._began < self._times.settle
+        return is_early and not self._ended(device)
 
     def _ended(self, device: Device) -> Ended | None:
         """How it ended, if the newest session that has ended there was this one."""

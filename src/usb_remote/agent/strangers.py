@@ -17,9 +17,6 @@ from usb_remote.model import Attachment, Match
 
 log = logging.getLogger(__name__)
 
-ADOPT_AFTER = 5.0
-"""Seconds after which an attachment that nobody here has made is followed, too."""
-
 
 class Strangers:
     """Looks for them.
@@ -45,7 +42,9 @@ class Strangers:
             if a.vhci_port not in owned
         }
         self._seen = {key: self._seen.get(key, now) for key in there}
-        old = [key for key, since in self._seen.items() if now - since >= ADOPT_AFTER]
+        old = [
+            key for key, since in self._seen.items() if now - since >= self._parts.times.adopt_after
+        ]
         for key in old:
             self._follow(there[key])
         return len(old) < len(self._seen)

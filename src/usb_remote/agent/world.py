@@ -13,6 +13,7 @@ from contextlib import aclosing
 from typing import Protocol, TypeVar
 
 from usb_remote import errors
+from usb_remote.agent.times import Times
 from usb_remote.agent_protocol import Told, View
 from usb_remote.finder import Failure, Search
 from usb_remote.matching import is_same_server
@@ -22,20 +23,6 @@ from usb_remote.watcher import Change, key_of
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-LOOK_AGAIN = 0.3
-"""Seconds after an event of this machine at which we look once more: udev tells that a device is
-gone before vhci-hcd calls its port free."""
-STORM = 0.05
-"""Seconds after a look in which events are taken together: each part of a new device makes some,
-and each look would be in the way of udev and the drivers."""
-LOOK_AROUND = 0.6
-"""Seconds after the start in which a server may only not have been heard of yet: three questions
-by mDNS within 0.25 s, and an answer over TCP."""
-UNHEARD = 10.0
-"""Seconds after the start; a server of which nothing was heard by then is as good as dead."""
-SLOW_LOOK = 60.0
-"""Seconds between two looks without any event: a backstop, should one have been missed."""
 
 
 class Wakeup(Protocol):
@@ -53,6 +40,7 @@ class World:
         list_attachments: what is imported here.
         wakeup: says when that may have changed.
         order: of servers, for those who list them.
+        times: how long it waits.
 
     Attributes:
         views: one for each server, by its id (its name, for 2.x).
@@ -66,6 +54,7 @@ class World:
         list_attachments: Callable[[], Iterable[Attachment]],
         wakeup: Wakeup,
         order: Callable[[Server], tuple[int, str]] = lambda server: (0, server.name),
+        times: Times = Times(),
     ) -> None:
         self.views: dict[str, View] = {}
         self.attachments: tuple[Attachment, ...] = ()
@@ -74,6 +63,7 @@ class World:
         self._list_attachments = list_attachments
         self._wakeup = wakeup
         self._order = order
+        self._times = times
         self._news = asyncio.Event()
         self._silent: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -85,8 +75,8 @@ class World:
         """Follow everything, for ever."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._wakeup.fileno(), self._woken)
-        self._look()
-        settling = loop.call_later(LOOK_AROUND, self._settled.set)
+        self._look(self._times.slow_look)
+        settling = loop.call_later(self._times.look_around, self._settled.set)
         try:
             async with aclosing(self._changes()) as changes:  # type: ignore[type-var]
                 async for change in changes:
@@ -120,16 +110,16 @@ class World:
 
     def _woken(self) -> None:
         self._wakeup.drain()
-        quiet = self._looked + STORM - asyncio.get_running_loop().time()
+        quiet = self._looked + self._times.storm - asyncio.get_running_loop().time()
         if quiet > 0:
-            self._look_in(quiet, LOOK_AGAIN)
+            self._look_in(quiet, self._times.look_again)
         else:
-            self._look(LOOK_AGAIN)
+            self._look(self._times.look_again)
 
-    def _look(self, again: float = SLOW_LOOK) -> None:
+    def _look(self, again: float) -> None:
         """Look now, and once more after some seconds."""
         self._looked = asyncio.get_running_loop().time()
-        self._look_in(again, SLOW_LOOK)
+        self._look_in(again, self._times.slow_look)
         self.look()
 
     def _look_in(self, seconds: float, again: float) -> None:
@@ -192,7 +182,7 @@ class World:
         """Whether nothing at all is heard of a server, or was since we began."""
         if (view := self.view_of(server)) is not None:
             return key_of(view.server) in self._silent
-        return asyncio.get_running_loop().time() - self._began > UNHEARD
+        return asyncio.get_running_loop().time() - self._began > self._times.unheard
 
     def attachment_at(self, vhci_port: int) -> Attachment | None:
         """What was in a vhci port at the last look."""

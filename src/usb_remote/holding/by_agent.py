@@ -38,16 +38,23 @@ from usb_remote.watcher import key_of
 
 log = logging.getLogger(__name__)
 
-COME_BACK = 10.0
-"""Seconds in which an agent that was restarted takes up again what we hold."""
-TRY_AGAIN = 0.2
-
 
 class ByAgent(Holder):
-    """Devices that the agent holds for us as long as our connection is open."""
+    """Devices that the agent holds for us as long as our connection is open.
 
-    def __init__(self, connection: AgentConnection) -> None:
+    Args:
+        connection: to the agent; ours from now on.
+        come_back: seconds in which an agent that was restarted takes up again what we hold.
+        try_again: seconds between two questions whether it has.
+
+    """
+
+    def __init__(
+        self, connection: AgentConnection, come_back: float = 10.0, try_again: float = 0.2
+    ) -> None:
         self._connection = connection
+        self._patience = come_back
+        self._try_again = try_again
         self._held: dict[str, tuple[AttachRequest, AttachedDevice]] = {}
         self._listening: asyncio.Task[None] | None = None
 
@@ -133,10 +140,10 @@ class ByAgent(Holder):
     async def _come_back(self) -> bool:
         """An agent that was restarted has taken up our devices: say that they are ours."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + COME_BACK
+        end = loop.time() + self._patience
         is_there, missing = False, list(self._held)
         while missing and loop.time() < end:
-            await asyncio.sleep(TRY_AGAIN)
+            await asyncio.sleep(self._try_again)
             try:
                 is_there = is_there or await self._connect_again()
                 missing = await self._hold_again(missing) if is_there else missing

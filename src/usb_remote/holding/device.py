@@ -15,9 +15,6 @@ from usb_remote import errors
 from usb_remote.agent_protocol import Attached, Loss
 from usb_remote.model import Attachment, Device, Server
 
-SOON, LATE = 0.2, 4.0
-"""Seconds until one hears why a device was lost, if it looks as ever, and if a node is gone."""
-
 
 class Attachable(ABC):
     """What is known of a device that a program has attached; with and without asyncio."""
@@ -102,16 +99,22 @@ class AttachedDevice(Attachable):
     It may be lost meanwhile, and come back by itself. Its paths stay the same where an agent, or
     root, makes links to them.
 
+    Args:
+        attached: the device.
+        soon, late: seconds until one hears why it was lost, if it looks as ever, and if a node of
+            it is gone.
+
     Attributes:
         losses: when and why it was lost, oldest first.
         is_attached: whether it is there now.
 
     """
 
-    def __init__(self, attached: Attached) -> None:
+    def __init__(self, attached: Attached, *, soon: float = 0.2, late: float = 4.0) -> None:
         self.losses: list[Loss] = []
         self.is_attached = True
         self._now = attached
+        self._soon, self._late = soon, late
         self._changed = asyncio.Event()
 
     @property
@@ -120,7 +123,8 @@ class AttachedDevice(Attachable):
 
     async def hear_why(self) -> None:
         """After a failure: it may be lost, and the word of that be on its way."""
-        patience = SOON if all(map(os.path.exists, self.paths.values())) else LATE
+        looks_well = all(map(os.path.exists, self.paths.values()))
+        patience = self._soon if looks_well else self._late
         if not self.losses:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience):
