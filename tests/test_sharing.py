@@ -136,6 +136,17 @@ def test_criteria_that_no_device_can_fit_are_refused(wrong: dict[str, object]) -
         Criteria.model_validate(wrong)
 
 
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"id": "dead:beef"}, {"id": "FFFF:*"}, {"class": "fe/0a"}, {"class": "EF"},
+        {"bus": "12-10.11"}, {"bus": "*"}, {"id": "*"}, {"class": "*"}, {"id": "?403:600[1-5]"},
+    ],
+)  # fmt: skip
+def test_criteria_that_some_device_can_fit_are_taken(right: dict[str, object]) -> None:
+    assert Criteria.model_validate(right).globs
+
+
 bus_ids = st.from_regex(r"[1-9][0-9]?-[1-9]([.][1-9]){0,2}", fullmatch=True)
 
 
@@ -314,6 +325,10 @@ def test_a_name_by_each_description(place: dict[str, str]) -> None:
 def test_the_most_telling_description_wins() -> None:
     names = named(port={"port": "1-1.4"}, kind={"id": "0403:6001"}, one={"serial": "A5XK"})
     assert names_of(shared(device(), names=names)) == ["one"]
+    both = named(kind={"id": "0403:6001"}, one={"serial": "A5XK", "id": "0403:6001"})
+    assert names_of(shared(device(), names=both)) == ["one"]
+    both = named(left={"port": "1-1.4"}, one={"id": "0403:6001", "port": "1-1.4"})
+    assert names_of(shared(device(), names=both)) == ["one"]
 
 
 def test_all_parts_of_a_description_must_fit() -> None:
