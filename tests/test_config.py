@@ -292,6 +292,17 @@ def test_a_file_that_was_asked_for_must_exist(tmp_path: Path) -> None:
         config_file.find_path(None, {"USB_REMOTE_CONFIG": str(tmp_path / "none")})
 
 
+def test_the_file_of_the_current_directory_goes_before_that_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    of_user, local = tmp_path / "usb-remote/usb-remote.config", tmp_path / ".usb-remote.config"
+    of_user.parent.mkdir()
+    for path in (of_user, local):
+        path.touch()
+        assert config_file.find_path(None, {"XDG_CONFIG_HOME": str(tmp_path)}) == path
+
+
 def test_the_order_of_files(tmp_path: Path, file: Path) -> None:
     environment = {"XDG_CONFIG_HOME": str(tmp_path), "USB_REMOTE_CONFIG": str(file)}
     assert config_file.find_path(None, environment) == file
@@ -419,6 +430,18 @@ def test_one_word_is_enough_for_a_wish(key: str) -> None:
     assert config.WishConfig.model_validate({key: "1-1"})
     with pytest.raises(ValidationError, match="which device"):
         config.WishConfig(server="pi", name=DeviceName("scope"))
+
+
+def test_a_mere_text_is_the_handle_of_a_wish() -> None:
+    (wish,) = config.Config.model_validate({"attach": ["pi/1-1"]}).attach
+    assert wish == config.WishConfig(device="pi/1-1")
+
+
+def test_wishes_are_bounded() -> None:
+    wishes = [f"pi/{n}" for n in range(config.MAX_ATTACH)]
+    assert len(config.Config.model_validate({"attach": wishes}).attach) == config.MAX_ATTACH
+    with pytest.raises(ValidationError, match="at most 128"):
+        config.Config.model_validate({"attach": [*wishes, "pi/more"]})
 
 
 @pytest.mark.parametrize("mode", ["660", "0660"])

@@ -136,6 +136,16 @@ def test_options(query: dict[str, object], expected: list[str]) -> None:
     assert chosen(**query) == expected
 
 
+def test_a_query_is_shown_as_one_types_it() -> None:
+    queries = [
+        Query(), Query(first=True), Query(handle="pi/1-1"), Query(bus="1-1", serial="S"),
+        Query(handle="scope", host="pi"),
+    ]  # fmt: skip
+    assert [str(query) for query in queries] == [
+        "any device", "any device", "pi/1-1", "--bus 1-1 --serial S", "scope --host pi",
+    ]  # fmt: skip
+
+
 def test_one_machine_in_yaml_and_mdns_is_one_server() -> None:
     configured = Server(name="lab", addresses=("10.0.0.3",))
     found = Server(name="bench3", id="3", addresses=("10.0.0.3", "fd00::3"), version="3")

@@ -358,6 +358,52 @@ def test_below_an_ambiguous_name_each_device_has_its_own() -> None:
     assert names_of(found) == ["left", "right"]
 
 
+def test_if_the_next_name_is_ambiguous_too_nobody_has_it_either() -> None:
+    names = named(one={"serial": "A5XK"}, probe={"id": "0403:6001"}, left={"port": "1-1"})
+    found = shared(device("1-1"), device("1-2"), names=names)
+    assert names_of(found) == ["left", None]
+
+
+class Settled(Plugged):
+    """Says with the same tuple that nothing has changed, as the real ones do."""
+
+    def __init__(self, *devices: Device) -> None:
+        super().__init__(*devices)
+        self.plug(*devices)
+
+    def plug(self, *devices: Device) -> None:
+        self.listed = with_ids(devices)
+
+    def list_devices(self) -> tuple[Device, ...]:
+        return self.listed
+
+
+def test_what_has_not_changed_is_not_decided_on_again() -> None:
+    found = shared(names=named(scope={"port": "1-1"}))
+    found.source = source = Settled(device("1-1"))
+    first = found.list_devices()
+    assert found.list_devices() is first
+    found.configure((), {})
+    assert [d.name for d in found.list_devices()] == [None]
+    source.plug(device("1-2"))
+    assert [d.bus_id for d in found.list_devices()] == ["1-2"]
+
+
+def test_one_device_is_found_as_all_would_be_listed_now() -> None:
+    found = shared(rules=(Rule(deny=Criteria(bus="1-2")),), names=named(scope={"port": "1-1"}))
+    found.source = source = Settled(device("1-1"), device("1-2", serial="B"))
+    (shown,) = found.list_devices()
+    assert found.find(BusId("1-1")) is shown
+    assert found.find(BusId("1-2")) is None
+    source.plug(device("1-1", serial="C", devnum=6), device("1-3"))
+    one, other = found.find(BusId("1-1")), found.find(BusId("1-3"))
+    assert one is not None
+    assert (one.serial, one.name) == ("C", "scope")
+    assert other is not None
+    found.configure((Rule(deny=Criteria(bus="1-1")),), {})
+    assert found.find(BusId("1-1")) is None
+
+
 def test_what_is_decided_of_devices_that_are_gone_is_forgotten() -> None:
     found = shared(device(), rules=(Rule(deny=Criteria(bus="1-2")),))
     for devnum in range(100):
@@ -397,12 +443,15 @@ def test_a_name_is_given_again_to_the_device_that_has_it() -> None:
     assert names_of(found) == ["scope", None]
 
 
-def test_a_given_name_takes_the_place_of_a_configured_one_whatever_its_case() -> None:
-    found = shared(device(), device("1-2", serial="B"), names=named(scope={"serial": "A5XK"}))
-    found.names.give(found.list_devices()[0], "Scope", found.list_devices())
-    assert names_of(found) == ["Scope", None]
-    found.source = Plugged(device("1-2", serial="B"))
-    assert names_of(found) == [None]
+@pytest.mark.parametrize(("configured", "given"), [("scope", "Scope"), ("Scope", "scope")])
+def test_a_given_name_takes_the_place_of_a_configured_one_whatever_its_case(
+    configured: str, given: str
+) -> None:
+    names = named(**{configured: {"id": "0403:6001"}})
+    found = shared(device(), names=names)
+    found.names.give(found.list_devices()[0], given, found.list_devices())
+    found.source = Plugged(device(), device("1-2", serial="B"))
+    assert names_of(found) == [given, None]
 
 
 def test_a_given_name_goes_before_a_configured_one_that_tells_more() -> None:
@@ -466,8 +515,9 @@ def test_more_names_than_that_are_refused() -> None:
 
 def test_more_given_names_than_that_are_refused(tmp_path: Path) -> None:
     line = '{{"name": "n{0}", "serial": "S{0}"}}\n'
-    (tmp_path / "names").write_text("".join(line.format(i) for i in range(MAX_NAMES)))
+    (tmp_path / "names").write_text("".join(line.format(i) for i in range(MAX_NAMES - 1)))
     found = shared(device(), file=tmp_path / "names")
+    found.names.give(device("1-2", serial="B"), "the-last-one", found.list_devices())
     with pytest.raises(errors.Refused, match="10000 names already"):
         found.names.give(device(), "one-too-many", found.list_devices())
 
@@ -660,6 +710,7 @@ def test_on_a_full_disk_a_name_is_refused_and_nothing_is_lost(tmp_path: Path) ->
     with full_disk(), pytest.raises(errors.SystemFault, match="cannot be written") as caught:
         found.names.give(device(), "new", found.list_devices())
     assert "df -h" in (caught.value.hint or "")
+    found.configure((), {})
     assert names_of(found) == ["old"]
     assert [p.name for p in tmp_path.iterdir()] == ["names"], "nothing half written is left"
     assert names_of(shared(device(), file=tmp_path / "names")) == ["old"]
