@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import pytest
 
+from tests.patience import patience
 from usb_remote.mdns.advertise import Advertiser
-from usb_remote.mdns.browse import browse
+from usb_remote.mdns.browse import LEAST, QUIET, browse
 from usb_remote.mdns.ways import LOOPBACK
 from usb_remote.model import Server
 from usb_remote.replies import Info
@@ -45,3 +48,25 @@ async def test_a_server_of_any_name_is_announced_and_found(name: str) -> None:
     assert name.startswith(server.name)
     assert len(server.name) > 20 or server.name == name
     assert server.addresses == (LOOPBACK,)
+
+
+async def test_a_browse_looks_as_long_as_is_wanted_and_tells_of_each_announcement() -> None:
+    info = Info(id=uuid.uuid4().hex, name="late", version="3")
+    advertiser = Advertiser(info, 5055, [LOOPBACK])
+    told = 0
+    async with asyncio.timeout(patience(20)), aclosing(endless()) as found:
+        coming = asyncio.ensure_future(anext(found))
+        await asyncio.sleep(LEAST + QUIET)
+        await advertiser.start()
+        while told < 2:
+            told += (await coming).id == info.id
+            coming = asyncio.ensure_future(anext(found))
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+        await advertiser.stop()
+
+
+def endless() -> AsyncGenerator[Server, None]:
+    found = browse(600, loopback=True, again=True)
+    assert isinstance(found, AsyncGenerator)
+    return found
