@@ -269,10 +269,10 @@ async def test_an_address_that_comes_is_announced_and_one_that_goes_is_not(
 async def test_a_change_that_is_none_of_ours_changes_nothing(
     info: Info, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine = Machine([LOOPBACK, SECOND, THIRD])
+    machine = Machine([LOOPBACK, THIRD, SECOND])
     async with advertised(machine, info):
         with caplog.at_level(logging.INFO, "usb_remote"):
-            machine.change(LOOPBACK, THIRD, SECOND)  # another order is no change
+            machine.change(LOOPBACK, SECOND, THIRD)  # another order is no change
             await eventually(lambda: machine.looks == 2)
             await asyncio.sleep(0)
     assert "announcing" not in caplog.text
