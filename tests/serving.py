@@ -11,7 +11,18 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from usb_remote import control, exporter, history, lease, leases, replies, server, sharing, state
+from usb_remote import (
+    control,
+    exporter,
+    history,
+    lease,
+    leases,
+    protocol,
+    replies,
+    server,
+    sharing,
+    state,
+)
 from usb_remote.config import Config
 from usb_remote.model import Server, State
 from usb_remote.virtual import VirtualDevices
@@ -46,6 +57,7 @@ async def running_server(
     handshakes: exporter.HandshakeLimits = exporter.HandshakeLimits(),
     limits: control.Limits = control.Limits(),
     echo: float = server.OWN_ECHO,
+    ping: float = protocol.PING_INTERVAL,
     folder: Path | None = None,
     bus: type[VirtualDevices] = VirtualDevices,
 ) -> AsyncIterator[Running]:
@@ -60,7 +72,7 @@ async def running_server(
     export.start()
     own_id = f"{os.getpid():032x}"  # claims of other test processes are for other servers
     info = replies.Info(id=own_id, name="bench", version="3", usbip_port=export.port)
-    listening = server.ControlServer(shared, devices, held, past, info, limits, echo)
+    listening = server.ControlServer(shared, devices, held, past, info, limits, echo, ping)
     held.on_change = listening.holders_changed
     await listening.start([HOST], 0)
     try:

@@ -24,10 +24,6 @@ from usb_remote.peer import Delivery, Presence
 
 log = logging.getLogger(__name__)
 
-MAX_AHEAD = 64 * 1024
-"""Bytes that a connection may send ahead while it waits for a device."""
-AT_ONCE = 16
-"""Requests of one connection that are answered before the others have their turn."""
 LOOKS = 6
 """How often, in `Limits.silent_seconds`, we look whether a client has what was sent to it."""
 
@@ -44,6 +40,8 @@ class Limits:
         idle_timeout: seconds that a connection may be quiet between two requests.
         linger_bytes, linger_seconds: how much of a bad request is read away, so that its sender
             gets to see the error line.
+        at_once: requests of one connection that are answered before the others have their turn.
+        ahead_bytes: what a connection may send ahead while it waits for a device.
         unread_bytes: what a connection may leave unread before it gets nothing more.
         unread_seconds: how long it may do so before it is closed.
         silent_seconds: how long its machine may leave what is in flight unacknowledged; with a ping
@@ -59,6 +57,8 @@ class Limits:
     idle_timeout: float = 300.0
     linger_bytes: int = 32 * 1024 * 1024
     linger_seconds: float = 3.0
+    at_once: int = 16
+    ahead_bytes: int = 64 * 1024
     unread_bytes: int = 1024 * 1024
     unread_seconds: float = 900.0
     silent_seconds: float = 6.0
@@ -234,6 +234,8 @@ class ControlConnection(asyncio.Protocol):
         if self._missed:
             missed, self._missed = self._missed, b""
             self.push(missed)
+        if not self._is_over:  # its time may have been up while there was no room for an answer
+            self._deadline(self._limits.idle_timeout)
         self._go_on_soon()
 
     # what the server calls
@@ -293,7 +295,7 @@ class ControlConnection(asyncio.Protocol):
     def _answer_some(self) -> None:
         """Answer what has arrived: a few at a time, and only as long as the client reads."""
         try:
-            for _ in range(AT_ONCE):
+            for _ in range(self._limits.at_once):
                 if self._paused or self._full or not self._answer_next():
                     break
             else:
@@ -330,7 +332,7 @@ class ControlConnection(asyncio.Protocol):
 
     def _read_or_not(self) -> None:
         """Read on unless there is enough to do; who waits is read from, to hear of its end."""
-        ahead = len(self._framer.rest) > MAX_AHEAD
+        ahead = len(self._framer.rest) > self._limits.ahead_bytes
         if self._full or self._turn or (self._paused and (ahead or not self.waits)):
             self._transport.pause_reading()
         else:

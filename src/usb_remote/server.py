@@ -48,6 +48,7 @@ class ControlServer:
         info: who we are.
         limits: what clients may cost.
         echo: seconds after a binding of our own in which its events wait.
+        ping: seconds between two pings.
 
     Attributes:
         allowed: networks whose connections are not closed at once.
@@ -64,6 +65,7 @@ class ControlServer:
         info: replies.Info,
         limits: Limits = Limits(),
         echo: float = OWN_ECHO,
+        ping: float = protocol.PING_INTERVAL,
     ) -> None:
         self.info = info
         self.limits = limits
@@ -87,6 +89,7 @@ class ControlServer:
         self._tasks: dict[asyncio.Task[None], ControlConnection] = {}
         self._ping: asyncio.TimerHandle | None = None
         self._echo = echo
+        self._ping_interval = ping
         self._quiet_until = 0.0
         self._later: asyncio.TimerHandle | None = None
 
@@ -215,7 +218,7 @@ class ControlServer:
     def _ping_watchers(self) -> None:
         """Watchers, and those who wait: so both ends notice a dead one."""
         loop = asyncio.get_running_loop()
-        self._ping = loop.call_later(protocol.PING_INTERVAL, self._ping_watchers)
+        self._ping = loop.call_later(self._ping_interval, self._ping_watchers)
         for connection in (*self._watchers, *(c for c in self._tasks.values() if c.waits)):
             connection.push(replies.PING)
 
@@ -270,8 +273,12 @@ class ControlServer:
     async def _answer_device(
         self, request: protocol.WhichDevice, connection: ControlConnection
     ) -> None:
+        """Who is left without an answer must not take the next one for it."""
         try:
             connection.send(await self._device_reply(request, connection))
+        except Exception:  # a fault of ours: it ends this connection, and nobody else's
+            log.exception("%s for %s failed unexpectedly", request.command, connection.address)
+            connection.close()
         finally:
             connection.resume()
 
@@ -293,13 +300,7 @@ class ControlServer:
     def _spawn(self, work: Coroutine[Any, Any, None], connection: ControlConnection) -> None:
         task = asyncio.create_task(work)
         self._tasks[task] = connection
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        connection = self._tasks.pop(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("a request failed unexpectedly", exc_info=error)
-            connection.close()  # rather than let its client wait for an answer
+        task.add_done_callback(self._tasks.pop)
 
     # -- connections
 
@@ -313,8 +314,8 @@ class ControlServer:
             self._close_one(list(self._connections))
 
     def _close_one(self, connections: list[ControlConnection]) -> None:
-        idle = [c for c in connections if c.is_idle]
-        oldest = (idle or connections)[0]
+        """The newest is idle, so there is always one: what is busy never gives way."""
+        oldest = next(c for c in connections if c.is_idle)
         oldest.close()
         del self._connections[oldest]  # or the next of many at once would close it again
 
