@@ -18,6 +18,7 @@ from tests.waiting import eventually
 from usb_remote import replies
 from usb_remote.control import Limits, limits_within
 from usb_remote.rules import Networks
+from usb_remote.values import BusId
 from usb_remote.virtual import VirtualDevices
 
 NEVER = 3600.0
@@ -184,18 +185,50 @@ async def test_what_a_forbidden_client_says_counts_for_nothing(bench: Running) -
 
 async def test_who_says_much_at_once_takes_turns_with_the_others() -> None:
     limits = Limits(at_once=2)
-    async with running_server(limits=limits) as bench:
-        address = (HOST, bench.control.port)
-        with socket.create_connection(address) as greedy, socket.create_connection(address) as one:
-            await eventually(lambda: len(bench.control._connections) == 2)
-            greedy.sendall(INFO * 200)
-            one.sendall(INFO)
-            loop = asyncio.get_running_loop()
-            one.setblocking(False)
-            greedy.setblocking(False)
-            assert b"bench" in await loop.sock_recv(one, 4096)
-            assert greedy.recv(1 << 20).count(b"\n") < 100
-            await eventually(lambda: not any(c._turn for c in bench.control._connections))
+    async with running_server(limits=limits) as bench, talk(bench) as greedy, talk(bench) as one:
+        assert await works(greedy)
+        assert await works(one)
+        answered: list[str] = []
+
+        async def hear(name: str, line: Line, count: int) -> None:
+            for _ in range(count):
+                assert (await line.hear())["status"] == "success"
+                answered.append(name)
+
+        greedy.writer.write(INFO * 200)
+        one.writer.write(INFO)
+        await asyncio.gather(hear("greedy", greedy, 200), hear("one", one, 1))
+        assert answered.index("one") < 100
+
+
+class SlowlyBound(VirtualDevices):
+    """A kernel that binds when it is told so."""
+
+    def __init__(self, *kinds: str) -> None:
+        super().__init__(*kinds)
+        self.may_bind = asyncio.Event()
+
+    async def bind(self, bus_id: BusId) -> None:
+        await self.may_bind.wait()
+        await super().bind(bus_id)
+
+
+async def test_who_gets_an_answer_soon_is_not_read_from_meanwhile() -> None:
+    async with (
+        running_server("serial", bus=SlowlyBound) as bench,
+        talk(bench) as ann,
+        talk(bench) as bob,
+    ):
+        assert isinstance(bench.devices, SlowlyBound)
+        assert (await ann.ask(attach("ann")))["status"] == "success"
+        await bob.say(attach("bob"))
+        await eventually(lambda: any(c._paused for c in bench.control._connections))
+        (busy,) = (c for c in bench.control._connections if c._paused)
+        assert not busy._transport.is_reading()
+        await bob.say(INFO)
+        bench.devices.may_bind.set()
+        assert (await bob.hear())["code"] == "busy"
+        assert (await bob.hear())["data"]["name"] == "bench"
 
 
 # -- how many -----------------------------------------------------------------------------------
@@ -358,6 +391,26 @@ async def test_a_slow_watcher_that_reads_again_skips_to_the_newest() -> None:
         assert json.loads(line)["revision"] == newest + 1
 
 
+async def test_what_was_missed_once_is_not_told_again() -> None:
+    async with (
+        running_server("disk", limits=FEW, ping=NEVER) as bench,
+        Deaf(bench, WATCH) as slow,
+    ):
+        await fill(slow)
+        await change(bench)
+        await slow.read_lines(b'"revision":%d,' % bench.control.snapshot.revision)
+        is_there = True
+        while not slow.connection._full:  # it misses nothing this time
+            (bench.devices.pull if is_there else bench.devices.plug)("disk")
+            bench.control.refresh()
+            is_there = not is_there
+        await slow.read_lines(b'"revision":%d,' % bench.control.snapshot.revision)
+        bench.devices.plug("serial")
+        newest = bench.control.snapshot.revision + 1
+        lines = await slow.read_lines(b'"revision":%d,' % newest)
+        assert [json.loads(line)["revision"] for line in lines] == [newest]
+
+
 async def test_a_watcher_that_reads_again_is_not_pinged_for_the_time_it_did_not() -> None:
     async with (
         running_server("disk", limits=FEW, ping=0.01) as bench,
@@ -392,14 +445,19 @@ async def test_who_reads_again_in_time_stays() -> None:
 
 async def test_who_has_read_everything_late_is_closed_when_idle_as_any_other() -> None:
     limits = Limits(unread_bytes=4096, idle_timeout=0.1)
-    async with running_server("disk", limits=limits) as bench, Deaf(bench, LIST * 100) as slow:
-        await eventually(lambda: slow.connection._full)
+    async with running_server("disk", limits=limits) as bench, Deaf(bench, b"") as slow:
+        count = 0
+        while not slow.connection._full:  # nothing is left to be answered when it reads again
+            before = slow.connection._timer
+            slow.socket.sendall(LIST)
+            await eventually(lambda before=before: slow.connection._timer is not before)
+            count += 1
         async with talk(bench) as idle:
             assert await works(idle)
             assert await hung_up(idle) == b""
         assert slow.connection in bench.control._connections
         lines: list[bytes] = []
-        while len(lines) < 100:
+        while len(lines) < count:
             lines += await slow.read_lines(b"\n")
         await eventually(lambda: slow.connection not in bench.control._connections)
 
@@ -416,10 +474,23 @@ async def test_who_does_not_read_does_not_keep_open_what_is_closed() -> None:
 
 
 async def test_who_has_said_it_all_and_does_not_read_is_kept_for_a_while_only() -> None:
-    limits = Limits(unread_bytes=4096, unread_seconds=0.1, idle_timeout=NEVER)
+    limits = Limits(unread_bytes=4096, unread_seconds=0.1, linger_seconds=NEVER)
     async with running_server("disk", limits=limits) as bench, Deaf(bench, LIST * 20) as slow:
         slow.socket.shutdown(socket.SHUT_WR)
         await eventually(lambda: slow.connection not in bench.control._connections)
+
+
+async def test_who_has_said_it_all_may_read_later() -> None:
+    limits = Limits(unread_seconds=NEVER, linger_seconds=0.01, idle_timeout=0.05)
+    async with running_server("disk", limits=limits) as bench, Deaf(bench, LIST * 50) as slow:
+        slow.socket.shutdown(socket.SHUT_WR)
+        await eventually(lambda: slow.connection._half_closed)
+        async with talk(bench) as idle:
+            assert await works(idle)
+            assert await hung_up(idle) == b""
+        lines: list[bytes] = []
+        while len(lines) < 50:
+            lines += await slow.read_lines(b"\n")
 
 
 # -- faults of ours -----------------------------------------------------------------------------
