@@ -13,7 +13,7 @@ import pytest
 
 from tests.patience import patience
 from tests.serving import HOST, Running, running_server
-from tests.talking import PING, Line, talk
+from tests.talking import PING, Deaf, Line, talk
 from tests.waiting import eventually
 from usb_remote import replies
 from usb_remote.control import Limits, limits_within
@@ -316,42 +316,6 @@ def test_a_process_that_may_open_few_files_takes_fewer_connections() -> None:
 
 
 # -- who does not read --------------------------------------------------------------------------
-
-
-class Deaf:
-    """A client that reads nothing until it is told to, with little room on the way to it."""
-
-    ROOM = 2048
-
-    def __init__(self, bench: Running, request: bytes) -> None:
-        self.bench = bench
-        self.socket = socket.socket()
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.ROOM)
-        self.socket.connect((HOST, bench.control.port))
-        self.socket.setblocking(False)
-        self.request = request
-
-    async def __aenter__(self) -> Deaf:
-        await eventually(lambda: self.bench.control._connections)
-        *_, self.connection = self.bench.control._connections
-        ours = self.connection._transport.get_extra_info("socket")
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.ROOM)
-        self.socket.sendall(self.request)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.socket.close()
-
-    async def read_lines(self, until: bytes) -> list[bytes]:
-        """All lines up to one that has this in it."""
-        loop = asyncio.get_running_loop()
-        data = b""
-        async with asyncio.timeout(patience(20)):
-            while until not in data or not data.endswith(b"\n"):
-                part = await loop.sock_recv(self.socket, 1 << 16)
-                assert part, "hung up"
-                data += part
-        return data.splitlines()
 
 
 async def change(bench: Running) -> None:

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tests.patience import patience
 from tests.serving import HOST, Running, running_server
-from tests.talking import PING, talk
+from tests.talking import PING, Deaf, talk
 from tests.waiting import eventually
 from usb_remote import errors, protocol, replies
 from usb_remote.control import Complaints, Limits
@@ -96,8 +97,8 @@ async def test_a_watch_starts_with_everything_and_follows_each_change(bench: Run
         assert again["data"][1]["devnum"] > start["data"][1]["devnum"]
 
 
-async def test_a_quiet_watch_pings(bench: Running) -> None:
-    async with talk(bench) as line:
+async def test_a_quiet_watch_pings() -> None:
+    async with running_server("disk", ping=0.05) as bench, talk(bench) as line:
         await line.ask(b'{"command":"watch","v":1}\n')
         assert await line.hear_any() == PING
 
@@ -151,10 +152,13 @@ REJECTED = [b"[" * 17, b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", b'{"a":' * 17
 
 
 @pytest.mark.parametrize("nonsense", REJECTED)
-async def test_a_watcher_that_is_rejected_silences_nobody_but_itself(
-    bench: Running, nonsense: bytes
-) -> None:
-    async with talk(bench) as watcher, talk(bench) as enemy, talk(bench) as other:
+async def test_a_watcher_that_is_rejected_silences_nobody_but_itself(nonsense: bytes) -> None:
+    async with (
+        running_server(*KINDS, ping=0.1) as bench,
+        talk(bench) as watcher,
+        talk(bench) as enemy,
+        talk(bench) as other,
+    ):
         await watcher.ask(WATCH)
         await enemy.ask(WATCH)
         assert (await enemy.ask(nonsense))["status"] == "error"
@@ -275,111 +279,96 @@ async def test_beyond_the_limit_the_longest_idle_gives_way() -> None:
 
 async def test_a_watcher_that_never_reads_costs_bounded_memory_and_delays_nobody() -> None:
     limits = Limits(unread_bytes=4096)
-    async with running_server(*KINDS, limits=limits) as bench, talk(bench) as watcher:
-        deaf = socket.socket()
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.connect((HOST, bench.control.port))
-        with deaf:
-            deaf.sendall(b'{"command":"watch","v":1}\n')
-            await watcher.ask(b'{"command":"watch","v":1}\n')
-            await eventually(lambda: len(bench.control._watchers) == 2)
-            for number in range(3000):
-                bench.devices.pull("disk")
-                bench.devices.plug("disk")
-                bench.control.refresh()
-                if number % 100 == 99:  # or this one would not read, either
-                    newest = bench.control.snapshot.revision
-                    while (await watcher.hear()).get("revision") != newest:
-                        pass
-            assert bench.control.snapshot.revision > 3000
-            pending = [c._transport.get_write_buffer_size() for c in bench.control._watchers]
-            assert len(pending) == 2
-            assert max(pending) < 100_000
+    async with (
+        running_server(*KINDS, limits=limits) as bench,
+        talk(bench) as watcher,
+        Deaf(bench, WATCH) as deaf,
+    ):
+        await watcher.ask(WATCH)
+        await eventually(lambda: len(bench.control._watchers) == 2)
+        for number in range(300):
+            bench.devices.pull("disk")
+            bench.devices.plug("disk")
+            bench.control.refresh()
+            if number % 50 == 49:  # or this one would not read, either
+                newest = bench.control.snapshot.revision
+                while (await watcher.hear()).get("revision") != newest:
+                    pass
+        assert bench.control.snapshot.revision > 300
+        assert deaf.connection in bench.control._watchers
+        pending = [c._transport.get_write_buffer_size() for c in bench.control._watchers]
+        assert len(pending) == 2
+        assert max(pending) < 100_000
 
 
-class Flood:
-    """A client with little room for what it does not read, that says one thing again and again."""
+class Flood(Deaf):
+    """Says its request again and again."""
 
-    def __init__(self, bench: Running, request: bytes, room: int = 4096) -> None:
-        self.connections = bench.control._connections
-        self.request = request
+    ROOM = 16384
+
+    def __init__(self, bench: Running, request: bytes, first: bytes = b"") -> None:
+        super().__init__(bench, first)
+        self.again = request
         self.sent = 0
-        self.socket = socket.socket()
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
-        self.socket.connect((HOST, bench.control.port))
-        self.socket.setblocking(False)
         self._left = b""
-
-    def __enter__(self) -> Flood:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    @property
-    def is_owed_too_much(self) -> bool:
-        return any(connection._full for connection in self.connections)
 
     def send(self) -> None:
         """As much as the server takes."""
         with suppress(BlockingIOError):
             while True:
-                self._left = self._left or self.request * 1000
+                self._left = self._left or self.again * 1000
                 count = self.socket.send(self._left)
                 self.sent, self._left = self.sent + count, self._left[count:]
 
     async def read_to_the_end(self, last: bytes) -> bytes:
         """Say the rest, and this, and read everything."""
         loop = asyncio.get_running_loop()
-        left = len(self._left) % len(self.request)
+        left = len(self._left) % len(self.again)
         self.sent += left
-        rest = self.request[-left:] if left else b""
+        rest = self.again[-left:] if left else b""
         saying = asyncio.create_task(loop.sock_sendall(self.socket, rest + last))
         saying.add_done_callback(lambda _: self.socket.shutdown(socket.SHUT_WR))
         answers = bytearray()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(patience(20)):
             while part := await loop.sock_recv(self.socket, 1 << 20):
                 answers += part
         await saying
         return bytes(answers)
 
 
-@pytest.mark.parametrize("first", [b"", b'{"command":"watch","v":1}\n'])
+@pytest.mark.parametrize("first", [b"", WATCH])
 @pytest.mark.parametrize("request_", [b'{"command":"history"}', b'{"command":"list"}', b"{}"])
 async def test_who_asks_and_never_reads_costs_bounded_memory_and_delays_nobody(
     first: bytes, request_: bytes
 ) -> None:
     limits = Limits(unread_bytes=4096)
     async with running_server(*KINDS, limits=limits) as bench, talk(bench) as line:
-        for _ in range(100):
+        for _ in range(25):
             bench.devices.pull("disk")
             bench.control.refresh()
             bench.devices.plug("disk")
             bench.control.refresh()
-        with Flood(bench, request_) as flood:
-            flood.socket.send(first)
+        async with Flood(bench, request_, first) as flood:
             since_full = 0
             while since_full < 20:
                 flood.send()
                 assert (await line.ask(b'{"command":"info"}'))["status"] == "success"
-                since_full += flood.is_owed_too_much
-            (owed,) = [c for c in bench.control._connections if c._full]
-            assert owed._transport.get_write_buffer_size() < 200_000
-            assert len(owed._framer.rest) < 400_000
+                since_full += flood.connection._full
+            assert flood.connection._transport.get_write_buffer_size() < 200_000
+            assert len(flood.connection._framer.rest) < 400_000
 
 
 @pytest.mark.parametrize(("last", "said"), [(b"", []), (b'{"command":', ["incomplete"])])
-async def test_who_reads_late_gets_every_answer(
-    bench: Running, last: bytes, said: list[str]
-) -> None:
-    with Flood(bench, b'{"command":"list","v":1}\n', room=1 << 18) as flood:
-        while not flood.is_owed_too_much:
-            flood.send()
-            await asyncio.sleep(0)
-        lines = (await flood.read_to_the_end(last)).splitlines()
-    assert len(lines) == flood.sent / len(flood.request) + len(said)
-    assert lines[0] == lines[-1 - len(said)]
-    assert all(word.encode() in lines[-1] for word in said)
+async def test_who_reads_late_gets_every_answer(last: bytes, said: list[str]) -> None:
+    async with running_server(*KINDS, limits=Limits(unread_bytes=65536)) as bench:
+        async with Flood(bench, b'{"command":"list","v":1}\n') as flood:
+            while not flood.connection._full:
+                flood.send()
+                await asyncio.sleep(0)
+            lines = (await flood.read_to_the_end(last)).splitlines()
+        assert len(lines) == flood.sent / len(flood.again) + len(said)
+        assert lines[0] == lines[-1 - len(said)]
+        assert all(word.encode() in lines[-1] for word in said)
 
 
 async def test_a_mistake_is_answered_after_what_came_before_it(bench: Running) -> None:
