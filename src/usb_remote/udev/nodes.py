@@ -8,7 +8,8 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from math import inf
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import pyudev
 
@@ -25,11 +26,31 @@ MASS_STORAGE, CDC_DATA = "08", "0a"
 interface of a serial port only helps the other one (USB CDC 1.2, 3.3.1)."""
 
 
-class Arrival:
-    """Follows a device as it appears on this machine; make it before the device can appear."""
+class Changes(Protocol):
+    """What hears of changes: udev.Monitor."""
 
-    def __init__(self) -> None:
-        self._monitor = Monitor()
+    async def wait(self, timeout: float) -> bool | None: ...
+
+
+class Arrival:
+    """Follows a device as it appears on this machine; make it before the device can appear.
+
+    Args:
+        monitor: by default one that hears of everything.
+        sysfs: usually /sys.
+        is_initialized: whether udev is done with what is at a path of sysfs.
+
+    """
+
+    def __init__(
+        self,
+        monitor: Changes | None = None,
+        sysfs: Path = SYSFS,
+        is_initialized: Callable[[str], bool] = lambda path: _is_initialized(path),
+    ) -> None:
+        self._monitor = monitor or Monitor()
+        self._sysfs = sysfs
+        self._is_initialized = is_initialized
         self._heard: set[bool | None] = set()
 
     async def until(self, look: Callable[[], str | None], timeout: float) -> str | None:
@@ -50,44 +71,41 @@ class Arrival:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         has_begun = False in self._heard and True not in self._heard
-        patience, heard = inf if has_begun else _patience(bus_id), loop.time()
+        patience, heard = inf if has_begun else self._patience(bus_id), loop.time()
         while patience > 0 and (now := loop.time()) < deadline and now - heard < patience:
             news = await self._monitor.wait(min(patience, SETTLE, deadline - now))
             if news is not None:
                 heard = loop.time()
             if news is not False:  # looking costs more than an event without a node is worth
-                patience = _patience(bus_id)
-        return list_nodes(bus_id)
+                patience = self._patience(bus_id)
+        return list_nodes(bus_id, self._sysfs)
+
+    def _patience(self, bus_id: str) -> float:
+        """Seconds of silence after which the device is as ready as it gets; 0 if it is ready."""
+        device = _path(bus_id, self._sysfs)
+        with contextlib.suppress(FileNotFoundError):  # not there yet
+            interfaces = [f"{device}/{n}" for n in os.listdir(device) if n.startswith(f"{bus_id}:")]
+            return max(map(self._interface_patience, interfaces), default=inf)
+        return inf
+
+    def _interface_patience(self, interface: str) -> float:
+        kind = read_text(f"{interface}/bInterfaceClass")
+        if not os.path.exists(f"{interface}/driver"):
+            return SETTLE
+        if kind == CDC_DATA or self._is_served(interface, kind):
+            return 0
+        return inf if kind == MASS_STORAGE else SLOW_SETTLE
+
+    def _is_served(self, interface: str, kind: str) -> bool:
+        """Whether the driver has made a node or a network interface, and udev has seen it."""
+        made = [part for part in _below(interface) if part.node or part.subsystem == "net"]
+        if kind == MASS_STORAGE:
+            made = [part for part in made if part.subsystem == "block"]
+        return bool(made) and all(self._is_initialized(part.path) for part in made)
 
 
-def _patience(bus_id: str) -> float:
-    """Seconds of silence after which the device is as ready as it gets; 0 if it is ready."""
-    device = _path(bus_id)
-    with contextlib.suppress(FileNotFoundError):  # not there yet
-        interfaces = [f"{device}/{n}" for n in os.listdir(device) if n.startswith(f"{bus_id}:")]
-        return max(map(_interface_patience, interfaces), default=inf)
-    return inf
-
-
-def _path(bus_id: str) -> str:
-    return os.path.realpath(f"{SYSFS}/bus/usb/devices/{bus_id}")
-
-
-def _interface_patience(interface: str) -> float:
-    kind = read_text(f"{interface}/bInterfaceClass")
-    if not os.path.exists(f"{interface}/driver"):
-        return SETTLE
-    if kind == CDC_DATA or _is_served(interface, kind):
-        return 0
-    return inf if kind == MASS_STORAGE else SLOW_SETTLE
-
-
-def _is_served(interface: str, kind: str) -> bool:
-    """Whether the driver has made a node or a network interface, and udev has seen it."""
-    made = [part for part in _below(interface) if part.node or part.subsystem == "net"]
-    if kind == MASS_STORAGE:
-        made = [part for part in made if part.subsystem == "block"]
-    return bool(made) and all(_is_initialized(part.path) for part in made)
+def _path(bus_id: str, sysfs: Path) -> str:
+    return os.path.realpath(f"{sysfs}/bus/usb/devices/{bus_id}")
 
 
 class _Part(NamedTuple):
@@ -124,9 +142,9 @@ def _is_initialized(path: str) -> bool:
     return initialized
 
 
-def list_parts(bus_id: str) -> list[tuple[str, str]]:
+def list_parts(bus_id: str, sysfs: Path = SYSFS) -> list[tuple[str, str]]:
     """Subsystem and node of each part of a local USB device, in the order of its interfaces."""
-    parts = [part for part in _below(_path(bus_id)) if part.node and part.subsystem != "bsg"]
+    parts = [part for part in _below(_path(bus_id, sysfs)) if part.node and part.subsystem != "bsg"]
     ordered = sorted(parts, key=lambda part: [_natural(p) for p in part.path.split("/")])
     return [(part.subsystem, part.node) for part in ordered if part.node]
 
@@ -136,10 +154,10 @@ def _natural(name: str) -> tuple[tuple[int, str], ...]:
     return tuple((int(n or 0), text) for n, text in re.findall(r"(\d+)|(\D+)", name))
 
 
-def list_nodes(bus_id: str) -> tuple[str, ...]:
+def list_nodes(bus_id: str, sysfs: Path = SYSFS) -> tuple[str, ...]:
     """Device nodes of a local USB device: tty, disk, video … first, /dev/bus/usb last."""
     order = ["tty", "block", "video4linux", "usbmisc", "hidraw", "input", "sound"]
-    parts = [part for part in _below(_path(bus_id)) if part.node and part.subsystem != "bsg"]
+    parts = [part for part in _below(_path(bus_id, sysfs)) if part.node and part.subsystem != "bsg"]
     ranks = {name: rank for rank, name in enumerate([*order, "", "usb"])}
     ranked = sorted(
         (ranks.get(part.subsystem, len(order)), part.node) for part in parts if part.node
