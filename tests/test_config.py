@@ -151,6 +151,7 @@ def test_a_mistake_about_sharing_is_named_with_file_line_and_key(
         ("share: [{deny: {colour: red}}]", "class"),
         ("names: {scope: {colour: red}}", "known keys: serial, id, port"),
         ("shares: []", "takeover"),
+        ("name: a\nattach: [{colour: red}]", "known keys: device, id, serial, port, server"),
     ],
 )
 def test_an_unknown_key_comes_with_the_known_ones(tmp_path: Path, text: str, known: str) -> None:
@@ -292,6 +293,16 @@ def test_a_file_that_was_asked_for_must_exist(tmp_path: Path) -> None:
         config_file.find_path(None, {"USB_REMOTE_CONFIG": str(tmp_path / "none")})
 
 
+def test_the_documented_variable_goes_before_that_of_2x(tmp_path: Path, file: Path) -> None:
+    other = tmp_path / "other"
+    other.touch()
+    environment = {"USB_REMOTE_CONFIG_PATH": str(other)}
+    assert config_file.find_path(None, environment) == other
+    assert config_file.find_path(None, environment | {"USB_REMOTE_CONFIG": str(file)}) == file
+    both = environment | {"USB_REMOTE_CONFIG": str(tmp_path / "option")}
+    assert config_file.find_path(file, both) == file
+
+
 def test_the_file_of_the_current_directory_goes_before_that_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +355,17 @@ def test_writing_leaves_the_files_permissions_and_follows_a_link(
     config_edit.set_timeout(tmp_path / "new", 7)
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o644
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "new", "usb-remote.config"]
+
+
+def test_writing_keeps_quotes_and_touches_no_file_with_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("servers: ['pi', \"two\"]\n")
+    config_edit.set_timeout(path, 7)
+    assert path.read_text() == "servers: ['pi', \"two\"]\ntimeout: 7\n"
+    path.write_text("colour: red\n")
+    with pytest.raises(errors.ConfigError, match="unknown key"):
+        config_edit.set_timeout(path, 7)
+    assert path.read_text() == "colour: red\n"
 
 
 def test_a_list_without_entries_and_a_file_of_comments_are_written_into(tmp_path: Path) -> None:

@@ -44,13 +44,13 @@ def set_timeout(path: Path, timeout: float) -> None:
 
 
 def _change(path: Path, change: Any) -> None:
-    """Change a file in place: comments and order stay, and it is never half written."""
+    """Change a file in place: comments, quotes and order stay, and it is never half written."""
     yaml = config_file.yaml()
     yaml.preserve_quotes = True
     yaml.indent(mapping=2, sequence=4, offset=2)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     config_file.load(path if text else None)
-    parsed = config_file.parse(path) if text else None
+    parsed = config_file.parse(path, yaml) if text else None
     only_comments = parsed is None
     data: Any = yaml.map() if only_comments else parsed
     if data.get("servers", ...) is None:

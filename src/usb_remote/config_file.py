@@ -117,8 +117,12 @@ def _refuse_foreign_commands(path: Path, config: Config) -> None:
             )
 
 
-def parse(path: Path) -> Any:
+def parse(path: Path, parser: Any = None) -> Any:
     """The mapping in a file, with lines and comments, not checked yet; None if it is empty.
+
+    Args:
+        path: of the file.
+        parser: one of :func:`yaml` that was told to keep more.
 
     Raises:
         ConfigError: it is no YAML, or something else than a mapping.
@@ -127,7 +131,7 @@ def parse(path: Path) -> Any:
     from ruamel.yaml.error import YAMLError  # 50 ms, and most machines have no file
 
     try:
-        data = yaml().load(path.read_text(encoding="utf-8"))
+        data = (parser or yaml()).load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise errors.ConfigError(f"{path}: cannot be read: {error}") from None
     except RecursionError:
