@@ -226,7 +226,11 @@ class HandOver:
     def _expire_in(self, seconds: float, bus_id: BusId, lease: Lease) -> None:
         loop = asyncio.get_running_loop()
         lease.expires = loop.time() + seconds
-        loop.call_at(lease.expires, lambda: self._spawn(self._expire(bus_id)))
+        loop.call_at(lease.expires, self._look_whether_expired, bus_id)
+
+    def _look_whether_expired(self, bus_id: BusId) -> None:
+        if not self._ends.closed:  # or nobody would wait for the task any more
+            self._spawn(self._expire(bus_id))
 
     async def _expire(self, bus_id: BusId) -> None:
         """Nobody came (back) in time; if somebody did, the moment was moved."""
