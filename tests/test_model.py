@@ -278,6 +278,7 @@ def test_what_is_no_moment(text: str) -> None:
 def test_a_text_that_is_cut_ends_with_a_letter() -> None:
     assert clean("abc def", 4) == "abc"
     assert clean("x" * 200) == "x" * MAX_TEXT
+    assert clean("a" + " " * 500 + "b") == "a b"
     assert clean("a\u2028b\u2029c") == "a b c"
 
 
