@@ -253,7 +253,7 @@ async def test_the_agent_tells_when_time_is_nearly_up_and_when_somebody_asks(
         theirs = {"bus": "1-1", "user": "bob", "host": "pc", "message": "demo at two"}
         await other.request(protocol.build(protocol.ReleaseRequest, theirs))
     await eventually(lambda: here.agent.statuses()[0].note == "wanted by bob@pc: demo at two")
-    await eventually(lambda: "nearly up" in caplog.text, 20)
+    await eventually(lambda: "nearly up" in caplog.text, patience(20))
     said = [r.message.partition("1-1: ")[2] for r in caplog.records if "wanted" in r.message]
     assert said[0] == "wanted by bob@pc: demo at two"
     assert said[1].startswith("its time is nearly up: until ")
@@ -399,10 +399,10 @@ async def test_a_program_has_its_device_for_a_block_and_hears_of_its_loss(
         assert device.tty.endswith("/dev/scope/tty0")
         assert state_of(quick, "1-1") is State.IN_USE
         through_agent.pull(quick, "serial")
-        loss = await asyncio.wait_for(device.wait_lost(), 5)
+        loss = await asyncio.wait_for(device.wait_lost(), patience(5))
         assert (loss.cause, loss.blame) == (Cause.UNPLUGGED, "device")
         quick.devices.plug("serial")
-        await asyncio.wait_for(device.wait_attached(), 5)
+        await asyncio.wait_for(device.wait_attached(), patience(5))
         assert device.tty.endswith("/dev/scope/tty0")
         with pytest.raises(errors.NotFound, match="has no disk here; it has usb, tty0"):
             _ = device.disk
@@ -428,7 +428,7 @@ async def test_programs_that_take_several_in_another_order_do_not_wait_for_each_
             return len(await holder.attach_all([aio.Wanted(q, How(wait=20)) for q in queries]))
 
     taking = [take("1-1", "1-2"), take("1-2", "1-1"), take("1-2", "1-1"), take("1-1", "1-2")]
-    assert await asyncio.wait_for(asyncio.gather(*taking), 20) == [2, 2, 2, 2]
+    assert await asyncio.wait_for(asyncio.gather(*taking), patience(20)) == [2, 2, 2, 2]
 
 
 async def test_of_several_that_match_each_program_gets_another_one(
@@ -638,7 +638,7 @@ async def test_an_agent_that_cannot_listen_says_so(here: Here, tmp_path: Path) -
 async def test_a_wish_for_what_is_not_there_is_answered_at_once(here: Here, quick: Running) -> None:
     quick.devices.pull("serial")
     await eventually(lambda: [len(v.devices) for v in here.world.views.values()] == [2])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patience(5)):
         answer = await here.attach("1-1", keep=True)
     assert answer["status"]["stage"] == "absent"
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.importing import ArrivedAtOnce, UserSpaceImporter
+from tests.patience import patience
 from tests.serving import HOST, Running, at, found, knowing, running_server, state_of
 from tests.waiting import eventually
 from usb_remote import errors, protocol
@@ -249,7 +250,7 @@ async def test_a_dead_server_does_not_keep_a_device_from_being_detached() -> Non
 
 
 async def _next(changes: AsyncIterator[Change]) -> Change:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         return await anext(changes)
 
 

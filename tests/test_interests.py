@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.importing import Bell, NoticingImporter
+from tests.patience import patience
 from tests.residing import BRISK, Here, history_of, residing
 from tests.serving import QUICK, Running, at, running_server, state_of
 from tests.waiting import eventually
@@ -90,7 +91,7 @@ async def flap(here: Here, bench: Running, name: str) -> None:
 
 
 async def next_event(connection: AgentConnection) -> AgentEvent:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(patience(5)):
         async for event in connection.events():
             if event.event != "ping":
                 return event
@@ -162,7 +163,7 @@ async def test_who_is_in_the_queue_already_waits_there_for_all_of_this_machine(
         )
         await eventually(lambda: 1 in places)
         await bob.gives_it_back()
-        held = await asyncio.wait_for(waiting, 5)
+        held = await asyncio.wait_for(waiting, patience(5))
         assert held.data["name"] == "1-1"
     assert here.importer.count == 1
     assert here.stages() == {"1-1": Stage.ATTACHED}
@@ -342,7 +343,7 @@ async def test_of_several_that_programs_have_the_first_that_is_free_is_waited_fo
             await programs[3].request(request())
         waiting = asyncio.create_task(programs[3].request(request(wait=10)))
         await programs[1].close()
-        assert (await asyncio.wait_for(waiting, 10)).data["device"]["bus_id"] == "1-2"
+        assert (await asyncio.wait_for(waiting, patience(10))).data["device"]["bus_id"] == "1-2"
 
 
 # -- wishes

@@ -18,7 +18,7 @@ from usb_remote.replies import Info
 
 
 async def heard(id: str) -> Server:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience(30)):
         while True:
             async for server in browse(loopback=True):
                 if server.id == id:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import pytest
 from usbip import protocol as reference
 
+from tests.patience import patience
 from tests.serving import HOST, Running, running_server
 from tests.talking import PING, Line, talk
 from tests.waiting import eventually
@@ -37,7 +38,7 @@ def request(command: str, who: str = "ann", **more: object) -> bytes:
 
 def session(bench: Running, bus_id: str = "1-1") -> socket.socket:
     connection = socket.create_connection((HOST, bench.exporter.port))
-    connection.settimeout(10)
+    connection.settimeout(patience(10))
     try:
         reference.client_import(connection, bus_id.encode())
     except BaseException:
@@ -356,7 +357,7 @@ async def test_a_server_that_stops_lets_those_who_wait_go() -> None:
         bench = await stack.enter_async_context(running_server(*KINDS))
         with await attach(bench):
             lines = await stack.enter_async_context(queue(bench, "bob", "cid"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(patience(5)):
                 await bench.control.stop()
             for line in lines:
                 assert "is being stopped" in (await line.hear())["message"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import usb_remote
+from tests.patience import patience
 from usb_remote import errors, hooks, services, steps
 from usb_remote.cli import installing
 from usb_remote.lease import Times
@@ -317,7 +318,11 @@ def analyze(*arguments: str) -> str:
         message = "needs systemd-analyze: apt-get install systemd"
         (pytest.fail if os.environ.get("USB_REMOTE_NO_SKIP") == "1" else pytest.skip)(message)
     done = subprocess.run(
-        [ANALYZE, *arguments], capture_output=True, text=True, check=False, timeout=60
+        [ANALYZE, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patience(60),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
