@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 import coverage
+from tests.patience import factor
 
 from tools.mutants import recorder
 from tools.mutants.mutations import Mutant
@@ -42,7 +43,7 @@ disable_warnings = {warnings}
 
 @dataclass(frozen=True)
 class Reach:
-    """Seconds by test, and indices of tests by file and line."""
+    """Tests by file and line, and what each of them costs on a machine of usual speed."""
 
     root: Path
     seconds: dict[str, float]
@@ -100,7 +101,7 @@ def measure(root: Path, workers: int) -> int:
     (folder / "raw").mkdir(parents=True, exist_ok=True)
     settings = folder / "settings"
     settings.write_text(SETTINGS.format(folder=folder, warnings=WARNINGS))
-    tree = digest(root)
+    tree, slowness = digest(root), factor()
     ignored = [f"--ignore={path}" for path in LEFT_OUT]
     command = ["-p", recorder.__name__, "-p", "no:cacheprovider", f"-n{workers}", "-q"]
     done = subprocess.run(
@@ -109,7 +110,7 @@ def measure(root: Path, workers: int) -> int:
         env=_environment(root, settings, folder / "costs.json"),
         check=False,
     )
-    _keep(folder, f"reach-{tree}.json")
+    _keep(folder, f"reach-{tree}.json", (slowness + factor()) / 2)
     return done.returncode
 
 
@@ -120,9 +121,10 @@ def _environment(root: Path, settings: Path, costs: Path) -> dict[str, str]:
     return {**os.environ, **measured}
 
 
-def _keep(folder: Path, name: str) -> None:
+def _keep(folder: Path, name: str, slowness: float) -> None:
     """Write as JSON what coverage has found; its own data stays for reports by file."""
-    seconds = json.loads((folder / "costs.json").read_text())
+    costs = json.loads((folder / "costs.json").read_text())
+    seconds = {test: round(cost / slowness, 4) for test, cost in costs.items()}
     tests = {test: n for n, test in enumerate(seconds)}
     settings = str(folder / "settings")
     whole = coverage.Coverage(data_file=str(folder / "coverage"), config_file=settings)

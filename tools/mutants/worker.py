@@ -32,7 +32,7 @@ BUCKET = 4
 """Tests whose costs differ by less than this factor run file by file: modules share fixtures."""
 
 
-@dataclass
+@dataclass(eq=False)  # plugins are kept in a set
 class Chosen:
     """A plugin: only these tests, in this order; the first failure is told at once."""
 
@@ -106,10 +106,19 @@ class Worker:
             self._write(file, job["text"])
             began = time.monotonic()
             verdict = self._fork(lambda tell: self._test(job, tell), job["limit"])
+            if verdict["verdict"] == "ended":  # what is tested has ended the process of the tests
+                verdict = {
+                    "verdict": "killed",
+                    "by": f"every test (their process ended{self._log()})",
+                }
             return {**verdict, "seconds": round(time.monotonic() - began, 2)}
         finally:
             self._write(file, original)
             shutil.rmtree(self._root / ".hypothesis", ignore_errors=True)
+
+    def _log(self) -> str:
+        lines = (self._root.parent / "log").read_text(errors="replace").splitlines()
+        return f", its last words: {lines[-1]}" if lines else ""
 
     def _write(self, file: Path, text: str) -> None:
         """Each version has a second of its own, or Python would take an old .pyc for it."""
