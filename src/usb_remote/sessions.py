@@ -69,11 +69,20 @@ class Ports(NamedTuple):
             raise errors.Unreachable(f"the client has gone: {error.strerror}") from error
 
 
-def observe(connection: socket.socket, ports: Ports, *, asked: bool = False) -> End:
+def observe(
+    connection: socket.socket, ports: Ports, *, asked: bool = False, lost_after: int = SILENT_MS
+) -> End:
     """How a connection that is down, or going down, came to that.
 
-    ``asked`` if the peer was probed, see :func:`is_alive`: then its reset says that it knows
-    nothing of it. The error that would tell may have been taken by whoever has the bytes.
+    The error that would tell may have been taken by whoever has the bytes.
+
+    Args:
+        connection: of which no byte was read.
+        ports: its own, from when it was up.
+        asked: whether the peer was probed, see :func:`is_alive`: then its reset says that it knows
+            nothing of the connection.
+        lost_after: milliseconds of silence, see SILENT_MS.
+
     """
     if error := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
         # EPIPE: it had closed its side before its reset (net/ipv4/tcp_input.c, tcp_reset)
@@ -85,7 +94,7 @@ def observe(connection: socket.socket, ports: Ports, *, asked: bool = False) -> 
         return End.BY_KERNEL
     if _has_closed_first(ports):
         return End.BY_KERNEL
-    return End.PEER_LOST if asked or silent >= SILENT_MS else End.BY_PEER
+    return End.PEER_LOST if asked or silent >= lost_after else End.BY_PEER
 
 
 def _state(connection: socket.socket) -> tuple[int, int]:
@@ -95,7 +104,7 @@ def _state(connection: socket.socket) -> tuple[int, int]:
     return info[0], silent
 
 
-async def is_alive(connection: socket.socket) -> bool:
+async def is_alive(connection: socket.socket, proof: float = PROOF) -> bool:
     """Whether the peer still knows of this connection: TCP asks it, and a machine that was
     restarted answers with a reset.
 
@@ -106,7 +115,7 @@ async def is_alive(connection: socket.socket) -> bool:
     begin = clock()
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
     try:
-        while (waited := clock() - begin) < PROOF:
+        while (waited := clock() - begin) < proof:
             state, silent = _state(connection)
             if state != _ESTABLISHED:
                 return False
