@@ -520,6 +520,17 @@ async def test_why_one_could_not_have_it_is_forgotten_when_it_can(server: Server
     assert [end.cause for end in server.ends] == [Cause.DETACHED]
 
 
+def test_why_one_could_not_have_it_is_forgotten_with_the_reservation() -> None:
+    async def main() -> None:
+        async with running(Server(times=Times(reservation=15.0))) as server:
+            await could_not_have_it(server)
+            await asyncio.sleep(16)
+            assert server.device().state is State.AVAILABLE
+            await server.leases.release(server.device(), BOB)
+
+    run(main())
+
+
 async def could_not_have_it(server: Server) -> None:
     """Ann has reserved it in vain; by now it could be bound."""
     server.kernel.fails["bind"] = errno.EBUSY

@@ -814,6 +814,102 @@ def test_flapping_is_noted() -> None:
     assert past.events[-1].note == f"flapping: plugged {FLAPPING} times in 2 min"
 
 
+def test_a_plug_before_a_clock_was_set_back_is_not_one_of_just_now() -> None:
+    past = History(StateFile(None))
+    for n in range(FLAPPING - 1):
+        past.record(event(seconds=3600 + n))
+    past.record(event())
+    assert past.events[-1].note is None
+
+
+def test_flapping_is_noted_also_while_a_clock_is_set_back_a_little() -> None:
+    past = History(StateFile(None))
+    for seconds in (400, 410, 420, 430, 100):
+        past.record(event(seconds=seconds))
+    assert past.events[-1].note == f"flapping: plugged {FLAPPING} times in 1 min"
+
+
+@pytest.mark.parametrize(("seconds", "noted"), [(599, True), (600, False)])
+def test_flapping_is_so_much_within_ten_minutes(seconds: float, noted: bool) -> None:
+    past = History(StateFile(None))
+    for n in range(FLAPPING - 1):
+        past.record(event(seconds=n))
+        past.record(event(Kind.UNPLUGGED, n))
+        past.record(event(seconds=n).model_copy(update={"device": "another"}))
+    past.record(event(seconds=seconds))
+    assert bool(past.events[-1].note) == noted
+
+
+def test_a_loose_cable_that_slows_down_as_well_is_noted_as_both() -> None:
+    past = History(StateFile(None))
+    for n in range(FLAPPING - 1):
+        past.record(event(seconds=n, speed=480.0))
+    past.record(event(seconds=60, speed=12.0))
+    assert past.events[-1].note == (
+        f"came back at 12 Mbit/s, before 480; flapping: plugged {FLAPPING} times in 1 min"
+    )
+
+
+def test_a_device_of_which_nothing_is_kept_has_no_last_session() -> None:
+    past = History(StateFile(None))
+    past.record(ended(5))
+    assert past.last_session(device().id) is not None
+    for n in range(MAX_EVENTS - 1):
+        past.record(event(seconds=n).model_copy(update={"device": f"d{n}"}))
+    assert past.last_session(device().id) is not None
+    assert past.events[0].device == device().id
+    past.record(event().model_copy(update={"device": "one more"}))
+    assert past.last_session(device().id) is None
+    assert past.events[0].device == "d0"
+    assert len(past.events) == MAX_EVENTS
+
+
+def test_what_is_kept_of_a_device_are_its_newest_events() -> None:
+    past = History(StateFile(None))
+    for n in range(MAX_PER_DEVICE):
+        past.record(event(Kind.UNPLUGGED, seconds=n))
+    assert past.events[0].at == NOW
+    past.record(event(Kind.UNPLUGGED, seconds=MAX_PER_DEVICE))
+    assert len(past.events) == MAX_PER_DEVICE
+    assert past.events[0].at == NOW + timedelta(seconds=1)
+
+
+def test_the_file_grows_to_its_bound_and_is_then_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    line = event(Kind.UNPLUGGED).model_dump_json(exclude_none=True) + "\n"
+    path.write_text(line * (2 * MAX_EVENTS - 1))
+    past = history(path)
+    past.record(event(Kind.UNPLUGGED))
+    assert len(path.read_text().splitlines()) == 2 * MAX_EVENTS
+    past.record(event(Kind.UNPLUGGED))
+    assert len(path.read_text().splitlines()) == MAX_PER_DEVICE
+    past.record(event(Kind.UNPLUGGED))
+    assert len(path.read_text().splitlines()) == MAX_PER_DEVICE + 1
+
+
+def test_sessions_that_go_on_are_not_closed_and_those_that_ended_not_again() -> None:
+    past = History(StateFile(None))
+    goes_on = event(Kind.ATTACHED, 0, holder=ANN).model_copy(update={"device": "goes on"})
+    for told in (event(Kind.ATTACHED, 0, holder=ANN), ended(5), goes_on, event(seconds=9)):
+        past.record(told)
+    assert past.open_sessions() == [goes_on]
+    past.close_open_sessions(NOW, but_not={"goes on"})
+    assert past.open_sessions() == [goes_on]
+    past.close_open_sessions(NOW)
+    assert past.open_sessions() == []
+
+
+def test_the_length_of_each_session_is_its_own() -> None:
+    clock = Clock()
+    past = History(StateFile(None), clock)
+    for length in (5.0, 7.0):
+        past.record(event(Kind.ATTACHED, 0, holder=ANN))
+        clock.now += length
+        past.record(ended(0))
+    past.record(ended(30, Cause.SERVER_STOPPED))
+    assert [e.seconds for e in past.events if e.kind is Kind.ENDED] == [5, 7, 30]
+
+
 def test_plugging_now_and_then_is_no_flapping() -> None:
     past = History(StateFile(None))
     for n in range(2 * FLAPPING):
@@ -931,6 +1027,22 @@ REPLUGGED = device().model_copy(update={"devnum": 6, **last(Cause.UNPLUGGED)})
         ),
         ([held()], [], ["ended with ann@pc after 30 s", "unplugged"]),
         (
+            [held(BOB)], [device().model_copy(update=last(Cause.TIME_UP))],
+            ["ended with bob@pc after 21 s"],
+        ),
+        ([held()], [held(BOB)], ["ended with ann@pc after 30 s", "attached by bob@pc"]),
+        ([held(WANTED)], [held()], []),
+        (
+            [held(WANTED)], [held(WANTED.model_copy(update={"asked": Request(by="cid@pc")}))],
+            ["is asked for by cid@pc"],
+        ),
+        ([held(SOON)], [held(SOON.model_copy(update={"ends_soon": False}))], []),
+        (
+            [device()], [device().model_copy(update={"vendor_id": "1209"})],
+            ["unplugged", "plugged"],
+        ),
+        ([held(ANN.model_copy(update={"since": None}))], [device()], []),
+        (
             [held()], [REPLUGGED],
             ["ended with ann@pc after 5 s: unplugged", "unplugged", "plugged"],
         ),
@@ -942,6 +1054,43 @@ def test_changes_between_two_snapshots(
     at = NOW + timedelta(seconds=30)
     found = [str(e).partition(" ")[2] for e in events.changes(before, after, at)]
     assert found == told
+
+
+def test_what_two_snapshots_tell_of_an_end_is_all_that_the_server_knows_of_it() -> None:
+    at = NOW + timedelta(seconds=30)
+    after = device().model_copy(update=last(Cause.TAKEN_OVER, "bob@pc"))
+    (told,) = events.changes([held()], [after], at)
+    assert (told.at, told.cause, told.by) == (NOW + timedelta(seconds=5), "taken_over", "bob@pc")
+    (told,) = events.changes([held()], [device()], at)
+    assert (told.at, told.cause, told.by, told.seconds) == (at, None, None, 30)
+    (told,) = events.changes([held()], [device()], NOW - timedelta(hours=1))
+    assert told.seconds == 0, "by a clock that is set back"
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_each_cause_is_told_kept_and_read_again(tmp_path: Path, cause: Cause) -> None:
+    by = "bob@pc" if cause is Cause.TAKEN_OVER else None
+    told = ended(5, cause).model_copy(update={"by": by})
+    history(tmp_path / "history").record(told)
+    again = history(tmp_path / "history")
+    last_one = again.last_session(device().id)
+    assert last_one == Ended(holder=ANN, at=told.at, cause=cause, by=by)
+    assert str(again.events[-1]).endswith(f": {cause}" + (" by bob@pc" if by else ""))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(None, "0 s"), (0.4, "0 s"), (59.6, "1 min"), (75, "1 min 15 s"), (3600, "1 h"),
+     (3661, "1 h 1 min"), (86400 * 2 + 5, "2 d 5 s"), (86399, "23 h 59 min")],
+)  # fmt: skip
+def test_a_duration_in_words(seconds: float | None, words: str) -> None:
+    assert events.duration(seconds) == words
+
+
+def test_the_end_of_a_serial_number_does_not_mean_a_device() -> None:
+    told = event().model_copy(update={"name": "scope"})
+    assert [events.about([told], word) for word in ("5XK", "cope", "6001")] == [[], [], []]
+    assert events.about([told], "0403:6001:A5") == [told]
 
 
 def test_a_servers_own_plugs_leave_sessions_to_who_ends_them() -> None:

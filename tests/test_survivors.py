@@ -11,25 +11,24 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.export_host import FakeHost
 from tests.serving import HOST
 from tests.waiting import eventually
 from usb_remote.cli import serving
-from usb_remote.events import Kind
+from usb_remote.events import Event, Kind
 from usb_remote.history import History
 from usb_remote.leases import Leases
-from usb_remote.model import Cause, Device, Holder, with_ids
+from usb_remote.model import Cause, Device, Holder
 from usb_remote.notify import FD_NAMES, FDS, FDS_PID, SOCKET, Service
 from usb_remote.rules import Criteria, Rule
 from usb_remote.sharing import NameBook, SharedDevices
 from usb_remote.state import StateFile
 from usb_remote.survivors import Keeper, Survivor, is_restart, own_unit, says_restart
-from usb_remote.usbip_wire import Record
 from usb_remote.values import BusId
 from usb_remote.waiting import Wish
 
@@ -86,49 +85,10 @@ def systemd(tmp_path: Path) -> Iterator[Systemd]:
         yield one
 
 
-@dataclass
-class Kernel:
-    """What is plugged in and bound; it outlives all servers."""
-
-    plugged: dict[BusId, int] = field(default_factory=lambda: {STICK: 5, CAMERA: 6})
-    serials: dict[BusId, str] = field(default_factory=lambda: {STICK: "A", CAMERA: "B"})
-    bound: set[BusId] = field(default_factory=set)
-    released: list[BusId] = field(default_factory=list)
-
-    def list_devices(self) -> tuple[Device, ...]:
-        return with_ids(
-            Device(bus_id=b, vendor_id="1209", product_id="0001", serial=self.serials[b], devnum=n)
-            for b, n in self.plugged.items()
-        )
-
-    def find(self, bus_id: BusId) -> Device | None:
-        return next((d for d in self.list_devices() if d.bus_id == bus_id), None)
-
-    def record(self, bus_id: BusId) -> Record | None:
-        return Record("", bus_id, 1, self.plugged[bus_id], 3, 4, 5, 6, (0, 0, 0), 1, 1, ())
-
-    def check(self) -> None: ...
-    async def load(self) -> None: ...
-    def list_bound(self) -> list[BusId]:
-        return sorted(self.bound)
-
-    async def bind(self, bus_id: BusId) -> None:
-        self.bound.add(bus_id)
-
-    async def unbind(self, bus_id: BusId) -> None:
-        self.bound.discard(bus_id)
-
-    async def export(self, bus_id: BusId, fd: int) -> None: ...
-    async def release(self, bus_id: BusId) -> None:
-        self.released.append(bus_id)
-
-    async def wait_free(self, bus_id: BusId, timeout: float) -> None: ...
-
-
 class Server:
     """One process after the other of a server, on the same kernel, systemd and disk."""
 
-    def __init__(self, kernel: Kernel, systemd: Systemd, folder: Path) -> None:
+    def __init__(self, kernel: FakeHost, systemd: Systemd, folder: Path) -> None:
         self.kernel, self.systemd = kernel, systemd
         self.past = History(StateFile(folder / "history.jsonl"))
         self.leases = Leases(kernel, kernel, self.past)
@@ -171,8 +131,14 @@ class Server:
 
 
 @pytest.fixture
-def first(systemd: Systemd, tmp_path: Path) -> Server:
-    return Server(Kernel(), systemd, tmp_path)
+def first(systemd: Systemd, tmp_path: Path) -> Iterator[Server]:
+    """Its kernel outlives all servers."""
+    kernel = FakeHost(reset=0)
+    kernel.plug(STICK, "A")
+    kernel.plug(CAMERA, "B")
+    yield Server(kernel, systemd, tmp_path)
+    kernel.close()
+    assert kernel.wrongs == []
 
 
 async def test_a_session_goes_on_and_ends_as_any_other(first: Server, tmp_path: Path) -> None:
@@ -182,7 +148,8 @@ async def test_a_session_goes_on_and_ends_as_any_other(first: Server, tmp_path: 
     second = await first.restart(tmp_path)
     await second.start()
     assert second.holder(STICK) == before
-    assert second.kernel.released == []
+    assert ("release", STICK) not in second.kernel.calls
+    assert second.kernel.bound == {STICK}
     with client:
         pass
     await eventually(lambda: second.holder(STICK) is None)
@@ -231,9 +198,10 @@ async def test_in_doubt_a_session_ends(first: Server, tmp_path: Path, wrong: str
     client = await first.attach(STICK)
     second = await first.restart(tmp_path / "lost" if wrong == "history" else tmp_path)
     if wrong == "another device":
-        second.kernel.plugged[STICK] = 9
+        second.kernel.plug(STICK, "A")
     if wrong == "binding":
-        second.kernel.bound.clear()
+        await second.kernel.release(STICK)
+        await second.kernel.unbind(STICK)
     if wrong == "connection":
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
         client.close()
@@ -253,7 +221,7 @@ async def test_a_session_goes_on_beside_a_twin_that_came_meanwhile(
     await first.start()
     with await first.attach(STICK):
         second = await first.restart(tmp_path)
-        second.kernel.serials[CAMERA] = "A"
+        second.kernel.plug(CAMERA, "A")
         assert len(await second.start()) == 1
     await eventually(lambda: second.causes == [Cause.DETACHED])
     assert second.past.open_sessions() == []
@@ -312,3 +280,44 @@ def test_what_systemd_is_about_to_do(jobs: str, is_restart: bool) -> None:
 
 async def test_where_systemd_says_nothing_it_is_the_end() -> None:
     assert not await is_restart()
+
+
+# -- what can go on -----------------------------------------------------------------------------
+
+
+def begun(**more: object) -> Event:
+    facts = {
+        "at": "2026-01-01T00:00:00Z", "kind": "attached", "device": "1209:0001:A", "bus_id": "2-1",
+        "serial": "A", "holder": ANN.model_dump(),
+    }  # fmt: skip
+    return Event.model_validate(facts | more)
+
+
+@pytest.mark.parametrize(
+    ("event", "goes_on"),
+    [
+        (begun(), True),
+        (begun(device="1209:0001@2-1"), True),
+        (begun(device="1209:0002:A"), False),
+        (begun(serial="B"), False),
+        (begun(bus_id="2-2"), False),
+        (begun(holder=None), False),
+    ],
+)
+def test_a_session_goes_on_only_if_its_device_is_surely_the_same(
+    systemd: Systemd, event: Event, goes_on: bool
+) -> None:
+    kernel = FakeHost()
+    device = kernel.plug(STICK, "A")
+    with socket.create_server((HOST, 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        connection, _ = listener.accept()
+    with client, connection:
+        Keeper(systemd.start_service()).keep(device, connection)
+    keeper = Keeper(systemd.start_service())
+    found = keeper.survivors([event], kernel.list_devices(), [STICK])
+    assert [(one.device.id, one.holder) for one in found] == [(event.device, ANN)] * goes_on
+    for one in found:
+        one.connection.close()
+    systemd.listen()
+    assert list(systemd.kept) == [f"2-1@{device.devnum}"] * goes_on
