@@ -18,8 +18,7 @@ import pytest
 
 from tests.fakes.clock import run
 from tests.fakes.export_host import OWN, FakeHost
-from tests.patience import patience
-from tests.serving import HOST, QUICK
+from tests.serving import HOST
 from tests.waiting import eventually
 from usb_remote import errors
 from usb_remote.events import Event, Kind
@@ -39,6 +38,9 @@ PLACE, OTHER = BusId("2-1"), BusId("2-2")
 ANN = Holder(user="ann", host="pc1", client="c1", address=HOST)
 BOB = Holder(user="bob", host="pc2", client="c2", address=HOST)
 
+PATIENT = Times(grace=0.05, reservation=3600)
+"""So that no reservation ends by itself while a test waits for something else to end it."""
+
 TCP_REPAIR = 19
 """tcp(7): a socket that is closed in this state says nothing to its peer."""
 
@@ -46,7 +48,7 @@ TCP_REPAIR = 19
 class Server:
     """The arbiter of one server."""
 
-    def __init__(self, kernel: FakeHost | None = None, times: Times = QUICK) -> None:
+    def __init__(self, kernel: FakeHost | None = None, times: Times = PATIENT) -> None:
         self.kernel = kernel or FakeHost(reset=0)
         self.kernel.plug(PLACE, "stick")
         kernel = self.kernel
@@ -476,8 +478,10 @@ async def test_who_waits_and_leaves_is_told_to_the_others(server: Server) -> Non
 async def test_a_device_that_nobody_has_is_shown_as_it_is(server: Server) -> None:
     assert server.device() == server.kernel.list_devices()[0]
     await server.reserve(ANN)
+    await eventually(lambda: server.kernel.bound == {PLACE})
     await server.leases.release(server.device(), ANN)
     assert server.device() == server.kernel.list_devices()[0]
+    assert server.kernel.drivers == {PLACE: OWN}
 
 
 # -- why it could not be bound ------------------------------------------------------------------
@@ -727,7 +731,36 @@ async def test_who_leaves_when_the_turn_has_come_keeps_nothing(server: Server) -
     waiting.cancel()
     await asyncio.wait([waiting])
     assert waiting.cancelled()
-    await eventually(lambda: server.device().state is State.AVAILABLE, patience(5))
+    await eventually(lambda: server.device().state is State.AVAILABLE)
+
+
+async def test_who_leaves_and_has_imported_it_already_keeps_the_session(server: Server) -> None:
+    client = await server.attach(ANN)
+    waiting = await server.wait(BOB)
+    (waiter,) = server.leases._leases[PLACE].queue.waiters
+    client.close()
+    while not waiter.turn.done():  # noqa: ASYNC110 - each turn of the loop counts here
+        await asyncio.sleep(0)
+    beginning = asyncio.create_task(server.begin())
+    waiting.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiting
+    await beginning
+    await asyncio.gather(*server.leases._tasks)
+    assert str(server.device().holder) == "bob@pc2"
+    assert server.kernel.bound == {PLACE}
+
+
+async def test_who_lost_its_session_and_asks_again_comes_before_who_waits(server: Server) -> None:
+    client = await server.attach(ANN)
+    waiting = await server.wait(BOB)
+    client.close()
+    await server.reserve(ANN)
+    assert str(server.device().holder) == "ann@pc1"
+    assert not waiting.done()
+    await server.leases.release(server.device(), ANN)
+    await waiting
+    assert str(server.device().holder) == "bob@pc2"
 
 
 async def test_who_leaves_while_a_session_is_ended_for_it_keeps_nothing(server: Server) -> None:

@@ -189,6 +189,7 @@ async def test_the_time_of_a_session_goes_on_as_well(first: Server, tmp_path: Pa
         await second.start()
         await eventually(lambda: second.holder(STICK) is None)
         assert second.causes == [Cause.TIME_UP]
+        assert first.causes == [], "the server before has nothing to do with it any more"
         await second.leases.stop()
 
 
