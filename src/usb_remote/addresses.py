@@ -33,7 +33,9 @@ class Opened(NamedTuple):
     writer: asyncio.StreamWriter
 
 
-async def open_first(server: Server, timeout: float, *, only: str | None = None) -> Opened:
+async def open_first(
+    server: Server, timeout: float, *, only: str | None = None, head_start: float = HEAD_START
+) -> Opened:
     """Open a connection to whichever address of the server answers first.
 
     Args:
@@ -41,6 +43,7 @@ async def open_first(server: Server, timeout: float, *, only: str | None = None)
         timeout: seconds for the whole; also, for ever after, until it is noticed that nobody
             acknowledges what we send.
         only: this address instead of those of the server.
+        head_start: seconds that the first address has for itself.
 
     Raises:
         Unreachable: none does; the message says why.
@@ -50,7 +53,7 @@ async def open_first(server: Server, timeout: float, *, only: str | None = None)
     name = server.name or ", ".join(addresses)
     try:
         async with asyncio.timeout(timeout):
-            opened = await _first(addresses, server.port)
+            opened = await _first(addresses, server.port, head_start)
     except TimeoutError:
         raise errors.Silent(
             f"{name} did not answer within {timeout:g} s (TCP port {server.port})",
@@ -80,14 +83,14 @@ async def resolve(host: str) -> list[str]:
     return await answer
 
 
-async def _first(hosts: list[str], port: int) -> Opened:
+async def _first(hosts: list[str], port: int, head_start: float) -> Opened:
     """The first connection that stands; the others are dropped. Raises the last OSError.
 
     The first address has a head start: it is where the server was heard, while another of its
     addresses (172.17.0.1 of a container bridge) may be one of our own.
     """
     addresses = [a for answer in [await resolve(host) for host in hosts] for a in answer]
-    delays = [0.0, *[HEAD_START] * (len(addresses) - 1)]
+    delays = [0.0, *[head_start] * (len(addresses) - 1)]
     pending = {
         asyncio.create_task(_open(address, port, delay))
         for address, delay in zip(addresses, delays, strict=False)

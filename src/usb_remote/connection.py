@@ -76,13 +76,11 @@ class _Lines:
     async def _read_line(self, timeout: float) -> bytes:
         try:
             async with asyncio.timeout(timeout):
-                line = await self._reader.readline()
+                line = await self._next_line()
         except TimeoutError:
             raise errors.Silent(
                 f"{self.server.name} did not answer within {timeout:g} s", hint=self._silent_hint
             ) from None
-        except OSError as error:
-            raise self._lost(error) from error
         except ValueError:
             raise errors.InvalidReply(
                 f"{self.server.name} answers more than {protocol.MAX_REPLY} bytes"
@@ -90,6 +88,13 @@ class _Lines:
         if not line:
             raise self._hung_up(f"{self.server.name} closed the connection")
         return line
+
+    async def _next_line(self) -> bytes:
+        """What TCP says of its time-out (ETIMEDOUT) is a TimeoutError, too, but not of ours."""
+        try:
+            return await self._reader.readline()
+        except OSError as error:
+            raise self._lost(error) from error
 
     def understood(self, read: Callable[[_D], _T], data: _D) -> _T:
         """What the other side says, read by this; its nonsense is reported with its name."""
