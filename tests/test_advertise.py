@@ -175,6 +175,7 @@ class Group:
         self.connection = member.connection
         self._name = service_of(info, 5055, []).name
         self.heard = Heard(again=True)
+        self.questions: list[bytes] = []  # which have the server's name in them
 
     async def records(self) -> list[DNSRecord]:
         """Of the next packet about it."""
@@ -184,6 +185,8 @@ class Group:
                 data, sender = await loop.sock_recvfrom(self.connection, 9000)
                 self.told = self.heard.receive(data, sender[0], "lo")
                 packet = DNSIncoming(data)
+                if packet.is_query() and self._name.partition(".")[0].encode() in data:
+                    self.questions.append(data)
                 records = packet.answers() if packet.is_response() else []
                 if any(isinstance(r, DNSPointer) and r.alias == self._name for r in records):
                     return records
@@ -264,6 +267,33 @@ async def test_an_address_that_comes_is_announced_and_one_that_goes_is_not(
         machine.change(SECOND)
         await group.server(SECOND)
     assert "addresses changed; announcing 127.0.0.1, 127.0.0.2" in caplog.text
+
+
+async def test_a_change_is_announced_once(
+    info: Info, group: Group, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = Machine()
+    async with advertised(machine, info):
+        with caplog.at_level(logging.INFO, "usb_remote"):
+            machine.change(SECOND)
+            await group.server(SECOND)
+            await eventually(lambda: len(_told(caplog)) == 1)
+            machine.ring()
+            await eventually(lambda: machine.looks == 3)
+            await asyncio.sleep(0)
+    assert _told(caplog) == ["addresses changed; announcing 127.0.0.2"]
+
+
+def _told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if "announcing" in record.message]
+
+
+async def test_an_instance_is_visible_at_once_for_it_is_not_probed_for(
+    info: Info, group: Group
+) -> None:
+    async with advertised(Machine(), info):
+        await group.records()
+    assert group.questions == []
 
 
 async def test_a_change_that_is_none_of_ours_changes_nothing(
@@ -360,11 +390,16 @@ async def test_an_advertiser_that_stops_in_the_middle_of_a_change_leaves_nothing
     assert sockets() <= before
 
 
-async def test_a_change_in_the_middle_of_another_is_followed_too(info: Info, group: Group) -> None:
+async def test_a_change_in_the_middle_of_another_is_followed_after_it(
+    info: Info, group: Group
+) -> None:
+    """It is announced three times, which takes half a second."""
     machine = Machine()
-    async with advertised(machine, info, settle=0.01):
+    async with advertised(machine, info):
         await group.server()
         machine.change(LOOPBACK, SECOND)
-        await eventually(lambda: machine.looks == 2)  # which takes a while to be announced
+        await group.server(LOOPBACK, SECOND)
         machine.change(LOOPBACK, THIRD)
+        await group.server(LOOPBACK, SECOND)
+        assert machine.looks == 2
         await group.server(LOOPBACK, THIRD)
