@@ -224,10 +224,21 @@ async def test_failures_are_told_after_all_answers(bench: Running) -> None:
 # -- one server by its name
 
 
-async def test_a_name_is_looked_up_and_looked_for(bench: Running) -> None:
-    browse, _ = looks([named(bench, "pi"), named(bench, "other", id="2" * 32)])
-    config = knowing().model_copy(update={"timeout": 5.0})
-    assert names(await Finder(config, browse).search("pi")) == ["pi"]
+async def test_a_name_is_looked_for_and_nobody_else_is_asked() -> None:
+    async with some_servers(2) as (one, two):
+        brought = found(named(one, "pi"), named(two, "other"))
+        assert names(await Finder(knowing(), brought).search("pi")) == ["pi"]
+        assert names(await Finder(knowing(), brought).search("nobody.invalid")) == []
+
+
+async def test_a_configured_server_is_meant_by_its_address_too(bench: Running) -> None:
+    """It has a port of its own."""
+    assert names(await Finder(knowing(at(bench)), found()).search(HOST)) == [at(bench)]
+
+
+async def test_no_name_at_all_is_an_error(bench: Running) -> None:
+    with pytest.raises(errors.UsageError):
+        await Finder(knowing(at(bench)), found()).search("")
 
 
 async def test_a_configured_server_is_asked_by_its_name_alone() -> None:
@@ -374,9 +385,11 @@ def test_of_several_dead_servers_each_one_is_named() -> None:
 
 
 async def test_who_stops_listening_leaves_no_task(bench: Running) -> None:
-    with _mute() as mute:
+    with _mute() as one, _mute() as two:
         before = asyncio.all_tasks()
-        config = knowing(f"{HOST}:{mute.getsockname()[1]}", at(bench), timeout=600)
-        async with aclosing(Finder(config, found()).listings()) as answers:
-            assert isinstance(await anext(answers), Listing)
-        await eventually(lambda: asyncio.all_tasks() <= before)
+        mutes = [f"{HOST}:{mute.getsockname()[1]}" for mute in (one, two)]
+        async with asyncio.timeout(patience(20)):
+            finder = Finder(knowing(*mutes, at(bench), timeout=600), found())
+            async with aclosing(finder.listings()) as answers:
+                assert isinstance(await anext(answers), Listing)
+            await eventually(lambda: asyncio.all_tasks() <= before)

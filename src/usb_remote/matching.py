@@ -66,7 +66,7 @@ def is_called(server: Server, host: str) -> bool:
         *server.addresses,
         *(a.partition("%")[0] for a in server.addresses),
     }
-    return host.lower() in {name.lower() for name in names} or host == server.id
+    return bool(host) and (host.lower() in {name.lower() for name in names} or host == server.id)
 
 
 def called(servers: Iterable[Server], host: str) -> list[Server]:
