@@ -82,3 +82,10 @@ def test_the_host_name_is_the_short_one() -> None:
     assert identity.host_name("pi.lab.example") == "pi"
     assert identity.host_name("pi") == "pi"
     assert identity.host_name("") == identity.host_name(".") == "usb-remote"
+
+
+def test_a_file_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    plain = id_of(tmp_path, ONE)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert identity.server_id(machine_id=tmp_path / "machine-id", board_serial=folder) == plain
