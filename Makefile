@@ -41,7 +41,8 @@ soak: .venv/ready  ## the long and the random tests, another day each time; SEED
 	@$(BIN)/pytest -v tests/kernel/test_soak.py
 
 mutants: .venv/ready  ## plant 300 small faults in the core, one at a time: do the tests notice?
-	@$(BIN)/python -m tools.mutants $(if $(MUTANTS),--count $(MUTANTS)) $(if $(SEED),--seed $(SEED)) $(FILES)
+	@$(BIN)/python -m tools.mutants $(if $(MUTANTS),--count $(MUTANTS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(AT_LEAST),--at-least $(AT_LEAST)) $(if $(SINCE),--changed-since $(SINCE)) $(FILES)
 
 docs: .venv/ready  ## build the documentation as a site: site/index.html
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env docs site
