@@ -73,7 +73,11 @@ def changed_lines(root: Path, since: str | None = None) -> tuple[str, dict[str, 
 
     A line that the same change took away elsewhere has only moved.
     """
-    since = since or _git(root, "describe", "--tags", "--abbrev=0").strip()
+    if not since:
+        newest = _git(root, "for-each-ref", "--sort=-creatordate", "--count=1", "refs/tags").split()
+        if not newest:
+            raise SystemExit("error: there is no tag\nhint: give a commit: --changed-since REV")
+        since = newest[-1].removeprefix("refs/tags/")
     command = ("diff", "-M", "-w", "-U0", "--no-color", "--no-ext-diff", since, "--", "src")
     return since, new_lines(_git(root, *command))
 
