@@ -44,13 +44,19 @@ def tell(*events: dict[str, str]) -> None:
             assert error == 0, error
 
 
-def mount() -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "none", "/mnt"], check=True)
+def run(command: str) -> Callable[[], None]:
+    def do() -> None:
+        subprocess.run(command.split(), check=True)
+
+    return do
 
 
-def route() -> None:
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
+CHANGES = (
+    run("mount -t tmpfs none /mnt"),
+    run("ip link set lo mtu 1400"),
+    run("ip route add unreachable 10.0.0.0/8"),
+    run("ip -6 route add unreachable fd00::/8"),
+)
 
 
 def hear(monitor: Monitor, *deeds: Callable[[], None]) -> Heard:
@@ -86,8 +92,10 @@ def main() -> None:
     with socket.socket(fileno=os.dup(narrow._monitor.fileno())) as netlink:
         netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the least that there is
     flood = hear(narrow, events(*[BIND] * 50), events(BIND))
-    changes = hear(server, mount, route)
-    deaf = hear(Monitor("usb", files=[Path("/nowhere")]), mount, route)
+    changes = hear(Monitor(files=USED, routes=True), *CHANGES)
+    deaf = hear(
+        Monitor(files=[Path("/nowhere")]), run("umount /mnt"), run("ip link set lo mtu 1500")
+    )
     anything = hear(Monitor(), *map(events, (PLUG, TTY, NETWORK)))
     nodes = Monitor(*NODES)
     arrivals = asyncio.run(wait(Monitor(), *map(events, (PLUG, HOST, TTY, NETWORK, DISK))))
