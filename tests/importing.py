@@ -94,6 +94,10 @@ class Bell:
             os.read(self._read, 4096)
         return True
 
+    def is_silent(self) -> bool:
+        """Whether somebody has heard all of it."""
+        return not select.select([self._read], [], [], 0)[0]
+
     def close(self) -> None:
         self._is_closed = True
         os.close(self._read)
