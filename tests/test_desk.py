@@ -109,6 +109,7 @@ async def test_what_nobody_expected_ends_the_connection_and_not_the_desk(
 
     desk, path = await another(here)
     desk._agent = Broken()  # type: ignore[assignment]
+    desk.limits = replace(desk.limits, request_timeout=600.0)  # not because it is idle
     async with await talk(path) as connection:
         with pytest.raises(errors.Unreachable, match="closed the connection"):
             await connection.request(protocol.build(AttachRequest, {"handle": "1-1"}))
@@ -161,7 +162,7 @@ async def test_a_watch_begins_with_all_servers_and_the_word_that_these_are_all(h
 
 async def test_when_there_are_too_many_the_newest_gives_way(here: Here) -> None:
     desk, path = await another(here)
-    desk.limits = type(desk.limits)(connections=2, connections_per_address=2)
+    desk.limits = replace(desk.limits, connections=2)
     async with await talk(path) as one, await talk(path) as other:
         for connection in (one, other):
             await connection.request(InfoRequest(v=1))

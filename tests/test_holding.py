@@ -15,16 +15,20 @@ from tests.residing import Here
 from tests.serving import Running, state_of
 from tests.waiting import eventually
 from usb_remote import errors, protocol
+from usb_remote.agent.hold import Hold
 from usb_remote.agent_protocol import Attached, Loss
 from usb_remote.client import How
+from usb_remote.config import Config
 from usb_remote.connection import connect
 from usb_remote.finder import Failure, Search
 from usb_remote.holding.by_agent import ByAgent
+from usb_remote.holding.by_ourselves import _Ourselves
 from usb_remote.holding.choosing import choose_all, place
 from usb_remote.holding.device import AttachedDevice
 from usb_remote.holding.holder import Holder, Wanted
 from usb_remote.matching import Query
 from usb_remote.model import Attachment, Device, Listing, Match, Server, Snapshot, State
+from usb_remote.wiring import Resident
 
 ANY = Query(id="0403:*", first=True)
 
@@ -311,3 +315,29 @@ async def test_who_waits_in_the_queue_hears_his_place(here: Here, quick: Running
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
     assert places[0] == 1
+
+
+# -- without an agent
+
+
+async def test_what_a_process_holds_itself_is_given_back_the_newest_first(
+    here: Here, quick: Running
+) -> None:
+    ours = _Ourselves(Config(), Resident(here.agent, here.world))
+    devices = [await ours.attach(Query(handle=f"1-{n}"), How(), f"n{n}") for n in (1, 2, 3)]
+    assert [device.name for device in devices] == ["n1", "n2", "n3"]
+    here.pull(quick, "disk")
+    assert (await asyncio.wait_for(devices[1].wait_lost(), patience(20))).blame == "device"
+    quick.devices.plug("disk")
+    await asyncio.wait_for(devices[1].wait_attached(), patience(20))
+    order: list[str] = []
+    release = here.agent.release
+
+    async def noted(hold: Hold) -> None:
+        order.append(hold.keeper.name)
+        await release(hold)
+
+    here.agent.release = noted  # type: ignore[method-assign]
+    await ours.release()
+    assert order == ["n3", "n2", "n1"]
+    assert here.agent.statuses() == []

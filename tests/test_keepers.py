@@ -14,15 +14,19 @@ from typing import Any
 import pytest
 
 from tests.importing import Bell, NoticingImporter
+from tests.patience import patience
 from tests.residing import BRISK, Here, history_of, residing
 from tests.serving import QUICK, Running, at, running_server, state_of
 from tests.waiting import eventually
 from usb_remote import errors, protocol
+from usb_remote.agent.following import Following
 from usb_remote.agent.times import Times
 from usb_remote.agent_protocol import AttachRequest, Kind, Loss, Stage, Status
+from usb_remote.client import How
 from usb_remote.config import WishConfig
 from usb_remote.connection import connect
-from usb_remote.model import Attachment, Cause, State
+from usb_remote.events import Event
+from usb_remote.model import Attachment, Cause, Server, State
 from usb_remote.values import BusId, DeviceName
 from usb_remote.virtual import KINDS
 
@@ -37,6 +41,10 @@ class Failing(NoticingImporter):
     fault: Exception | None = None
     stuck: errors.UsbRemoteError | None = None
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.detached: list[int] = []
+
     async def attach(self, *args: Any, **more: Any) -> Attachment:
         self.tries += 1
         if self.fault is not None:
@@ -46,6 +54,7 @@ class Failing(NoticingImporter):
     async def detach(self, vhci_port: int) -> None:
         if self.stuck is not None:
             raise self.stuck
+        self.detached.append(vhci_port)
         await super().detach(vhci_port)
 
 
@@ -472,3 +481,181 @@ async def test_what_an_unknown_server_has_given_is_left_alone(
         here.world.look()
         assert not here.agent._strangers.look(0.0)
         assert here.agent.statuses() == []
+
+
+# -- who asks for what
+
+
+@pytest.mark.parametrize("more", [{"duration": 5.0}, {"force": True}, {"wait": 0}, {"wait": 5.0}])
+async def test_a_wish_is_for_ever_and_waits_by_itself(here: Here, more: dict[str, Any]) -> None:
+    with pytest.raises(errors.UsageError, match="--keep goes with none of"):
+        await here.attach("1-1", keep=True, **more)
+    assert here.agent.statuses() == []
+
+
+async def test_who_waits_for_what_somebody_detaches_hears_that(here: Here, quick: Running) -> None:
+    await bob(quick)
+    await here.attach("1-1", keep=True)
+    waiting = asyncio.create_task(here.attach("1-1", wait=0))
+    (keeper,) = here.agent._records.keepers
+    await eventually(lambda: keeper._interests.waiters)
+    await here.detach("1-1")
+    with pytest.raises(errors.Refused, match="1-1 was detached meanwhile"):
+        await waiting
+
+
+async def test_a_device_of_two_wishes_is_detached_once(quick: Running, tmp_path: Path) -> None:
+    async with keeping(tmp_path, quick) as (here, importer):
+        await eventually(is_at(here, Stage.ATTACHED))
+        await here.ask(protocol.build(AttachRequest, {"serial": "VIRTUAL0001", "keep": True}))
+        assert len(here.agent.statuses()) == 2
+        await here.detach("1-1")
+        assert importer.detached == [0]
+        assert {status.stage for status in here.agent.statuses()} == {Stage.ENDED}
+
+
+async def test_after_a_restart_what_people_have_stays_and_what_no_program_claims_goes(
+    quick: Running, tmp_path: Path
+) -> None:
+    bell = Bell()
+    importer = NoticingImporter(bell, tmp_path)
+    async with residing(tmp_path, at(quick), importer=importer) as here:
+        await here.attach("1-1", name="mine")
+        await here.attach("1-2", keep=True)
+        program = await here.talk()
+        await program.request(protocol.build(AttachRequest, {"handle": "1-3", "hold": True}))
+    await program.close()
+    times = replace(BRISK, claim_again=0.1)
+    async with residing(tmp_path, at(quick), importer=importer, times=times) as here:
+        assert set(here.stages().values()) == {Stage.ATTACHED}
+        await eventually(lambda: set(here.stages()) == {"mine", "1-2"})
+        await eventually(lambda: state_of(quick, "1-3") is State.AVAILABLE)
+        assert sorted(p.name for p in (tmp_path / "dev").iterdir()) == ["1-2", "mine"]
+        for bus_id in ("1-1", "1-2"):
+            await here.detach(bus_id)
+    bell.close()
+
+
+async def test_each_failure_makes_the_next_delay_longer(quick: Running, tmp_path: Path) -> None:
+    def delay() -> float:
+        status = only(here)
+        return (status.retry_at - status.since).total_seconds() if status.retry_at else 0.0
+
+    times = replace(BRISK, first_delay=0.04)
+    async with keeping(tmp_path, quick, FAULT, times) as (here, _):
+        await eventually(lambda: delay() > 0.08)
+
+
+async def test_a_program_that_ends_just_when_its_device_arrives_leaves_nothing(
+    here: Here, quick: Running
+) -> None:
+    request = protocol.build(AttachRequest, {"handle": "1-1", "hold": True})
+    for _ in range(2):  # its claim is dropped, too
+        holding = asyncio.create_task(here.agent.hold(request, "ann", How()))
+        while not any(status.attached for status in here.agent.statuses()):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert not holding.done()
+        holding.cancel()
+        await asyncio.gather(holding, return_exceptions=True)
+        assert holding.cancelled()
+        assert here.agent.statuses() == []
+        assert here.importer.list_attachments() == []
+
+
+async def test_who_waits_with_a_program_that_ends_goes_on_waiting(
+    here: Here, quick: Running
+) -> None:
+    await bob(quick)
+    request = protocol.build(AttachRequest, {"handle": "1-1", "hold": True, "wait": 0})
+    holding = asyncio.create_task(here.agent.hold(request, "ann", How(wait=0)))
+    await eventually(is_at(here, Stage.WAITING))
+    person = asyncio.create_task(here.attach("1-1", wait=0))
+    (keeper,) = here.agent._records.keepers
+    await eventually(lambda: keeper._interests.waiters.count == 2)
+    holding.cancel()
+    await asyncio.gather(holding, return_exceptions=True)
+    await bob(quick, "detach")
+    assert (await person)["device"]["bus_id"] == "1-1"
+    assert (only(here).kind, only(here).stage) == (Kind.ONCE, Stage.ATTACHED)
+
+
+# -- one attachment
+
+
+async def followed(here: Here, **parts: Any) -> Following:
+    """What follows the attachment of 1-1, beside its keeper."""
+    await here.attach("1-1")
+    attached = only(here).attached
+    assert attached is not None
+    return Following(here.agent._parts._replace(**parts), attached)
+
+
+async def test_a_port_that_is_free_or_has_another_device_by_now_is_left_alone(
+    quick: Running, tmp_path: Path
+) -> None:
+    wish = WishConfig(device="none")
+    async with keeping(tmp_path, quick, wish=wish) as (here, importer):
+        await here.attach("1-1")
+        attached = next(s.attached for s in here.agent.statuses() if s.attached)
+        other = attached.attachment.model_copy(update={"devid": 1})
+        gone = attached.attachment.model_copy(update={"vhci_port": 7})
+        for attachment in (other, gone):
+            lost = attached.model_copy(update={"attachment": attachment})
+            await Following(here.agent._parts, lost).free()
+        assert importer.detached == []
+        await Following(here.agent._parts, attached).free()
+        assert importer.detached == [0]
+
+
+async def test_a_server_may_write_its_history_a_moment_later(here: Here, quick: Running) -> None:
+    asked: list[Server] = []
+
+    async def ask_history(server: Server) -> list[Event]:
+        asked.append(server)
+        return await history_of(20, server) if len(asked) == 3 else []
+
+    times = replace(BRISK, ask_again=0.01)
+    following = await followed(here, ask_history=ask_history, times=times)
+    waiting = asyncio.create_task(following.until_lost(lambda: None))
+    here.pull(quick, "serial")
+    loss = await waiting
+    assert loss.cause is Cause.UNPLUGGED
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("error", [None, errors.Unreachable("it is off")])
+async def test_a_server_that_knows_nothing_of_the_end_is_asked_a_few_times(
+    here: Here, quick: Running, error: errors.UsbRemoteError | None
+) -> None:
+    asked: list[Server] = []
+
+    async def ask_history(server: Server) -> list[Event]:
+        asked.append(server)
+        if error:
+            raise error
+        return []
+
+    times = replace(BRISK, ask_again=0.01)
+    following = await followed(here, ask_history=ask_history, times=times)
+    waiting = asyncio.create_task(following.until_lost(lambda: None))
+    here.pull(quick, "serial")
+    assert (await waiting).cause is None
+    assert len(asked) == (1 if error else 4)
+
+
+async def test_a_wish_that_was_attached_before_our_start_is_known_to_its_server_long_since(
+    here: Here, quick: Running
+) -> None:
+    times = replace(BRISK, settle=600.0, last_word=0.01)
+    await here.attach("1-2")
+    attached = only(here).attached
+    assert attached is not None
+    parts = here.agent._parts._replace(times=times)
+    elsewhere = attached.device.model_copy(update={"bus_id": "1-1"})  # nobody has that one
+    for already in (True, False):
+        lost = attached.model_copy(update={"device": elsewhere, "already": already})
+        waiting = asyncio.create_task(Following(parts, lost).until_lost(lambda: None))
+        await asyncio.wait({waiting}, timeout=patience(20) if already else 0.1)
+        assert waiting.done() is already
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)

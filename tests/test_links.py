@@ -149,6 +149,8 @@ def test_every_node_is_granted_also_one_that_appears_later(nodes: Nodes, links: 
     assert {mode_of(path) for path in links.update("board", "9-1", RW).values()} == {0o666}
     nodes.add("9-1", "hidraw", "hidraw0")
     assert mode_of(links.update("board", "9-1", RW)["hidraw0"]) == 0o666
+    nodes.add("9-1", "hidraw", "hidraw0")  # another one, before anybody has looked
+    assert mode_of(links.update("board", "9-1", RW)["hidraw0"]) == 0o666
 
 
 def test_what_is_granted_by_nobody_stays_as_the_system_has_it(nodes: Nodes, links: Links) -> None:
@@ -197,7 +199,8 @@ def test_udev_that_handles_a_node_again_has_reset_it(
         os.utime(handled, (time, time))
         assert mode_of(links.update("board", "9-1", RW)["tty0"]) == 0o666
     Path(tty).chmod(0o640)
-    assert mode_of(links.update("board", "9-1", RW)["tty0"]) == 0o640
+    for _ in range(3):  # whoever does that has reasons
+        assert mode_of(links.update("board", "9-1", RW)["tty0"]) == 0o640
 
 
 def test_udev_knows_a_disk_as_a_block_device_and_all_else_as_characters(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.importing import Bell, NoticingImporter
 from tests.patience import patience
 from tests.residing import Here, residing
 from tests.serving import Running, at, state_of
@@ -17,7 +18,7 @@ from usb_remote import claims, errors, protocol
 from usb_remote.agent import places
 from usb_remote.agent.claiming import claim_first
 from usb_remote.agent.keeper import Keeper
-from usb_remote.agent.records import Records
+from usb_remote.agent.records import MAX_WISHES, Records
 from usb_remote.agent.wishes import Wish
 from usb_remote.agent_protocol import AttachRequest, Kind, Loss, Stage
 from usb_remote.config import WishConfig
@@ -142,6 +143,39 @@ def test_the_nearest_to_a_device_takes_it(records: Records, informed: Here) -> N
     assert records.keeper_for(match_at(informed, "1-3")) is None
 
 
+def test_a_stage_has_begun_when_it_was_first_reached(records: Records) -> None:
+    display = records.add(wish("a"))._display
+    display.set(Stage.WAITING, note="place 2")
+    since = display.status.since
+    display.set(Stage.WAITING, note="place 1")
+    assert (display.status.since, display.status.note) == (since, "place 1")
+    display.set(Stage.DELAYED)
+    assert display.status.since > since
+    assert display.status.note is None
+
+
+async def test_more_wishes_than_there_may_be_are_said_and_the_others_are_kept(
+    informed: Here, caplog: pytest.LogCaptureFixture
+) -> None:
+    many = [wish(f"none-{n}", Kind.CONFIGURED) for n in range(MAX_WISHES + 2)]
+    informed.agent.configure(many)
+    assert len(informed.agent.statuses()) == MAX_WISHES
+    assert caplog.text.count("256 wishes already") == 2
+
+
+def test_what_a_keeper_goes_for_is_no_strangers(records: Records, informed: Here) -> None:
+    strangers, place = informed.agent._strangers, match_at(informed, "1-1")
+    keeper = records.add(wish("1-1"))
+    for stage in Stage:
+        keeper._display.set(stage)
+        assert not strangers._is_wanted(place)
+    keeper._getting.match = place
+    for stage in Stage:
+        keeper._display.set(stage)
+        assert strangers._is_wanted(place) is (stage in (Stage.TRYING, Stage.WAITING))
+    assert not strangers._is_wanted(match_at(informed, "1-2"))
+
+
 # -- restored
 
 
@@ -162,8 +196,6 @@ async def test_another_device_in_the_same_port_is_not_taken_for_ours(
 async def test_what_had_ended_and_was_attached_by_a_person_ends_with_its_loss(
     quick: Running, tmp_path: Path
 ) -> None:
-    from tests.importing import Bell, NoticingImporter
-
     bell = Bell()
     importer, entry = NoticingImporter(bell, tmp_path), (WishConfig(device="1-1"),)
     async with residing(tmp_path, at(quick), attach=entry, importer=importer) as here:

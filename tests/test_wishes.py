@@ -12,6 +12,8 @@ import pytest
 
 from usb_remote import errors
 from usb_remote.agent import backoff, places
+from usb_remote.agent.hold import Hold
+from usb_remote.agent.interests import Interests
 from usb_remote.agent.links import Access
 from usb_remote.agent.session import Session
 from usb_remote.agent.times import Times
@@ -161,6 +163,40 @@ def test_the_configuration_says_all_of_it() -> None:
     )  # fmt: skip
     assert of_config(entry).access == Access("u", "g", 0o640)
     assert of_config(WishConfig(device="d")).access == Access()
+
+
+# -- who wants it
+
+
+@pytest.mark.parametrize(
+    ("kind", "ended", "version", "wait"),
+    [
+        (Kind.KEPT, None, "3", 0),
+        (Kind.CONFIGURED, None, "3", 0),
+        (Kind.KEPT, None, None, None),  # 2.x has no queue
+        (Kind.KEPT, LOSS, "3", None),
+        (Kind.ONCE, None, "3", None),
+    ],
+)
+def test_only_what_lasts_waits_in_the_queue_for_ever(
+    kind: Kind, ended: Loss | None, version: str | None, wait: float | None
+) -> None:
+    interests = Interests(Wish(query=Query(handle="x"), kind=kind, by="ann"))
+    interests.ended = ended
+    how = interests.how(Match(SERVER.model_copy(update={"version": version}), device()))
+    assert how == How(wait=wait, user=None if kind is Kind.CONFIGURED else "ann")
+    assert interests.are_any is interests.are_lasting
+    assert interests.are_lasting is (kind is not Kind.ONCE and not ended)
+
+
+def test_a_program_is_an_interest_that_lasts_and_its_user_has_the_nodes() -> None:
+    interests = Interests(Wish(query=Query(handle="x"), kind=Kind.ONCE, mode=0o600))
+    interests.holds += [Hold.__new__(Hold), Hold.__new__(Hold)]
+    interests.holds[0].user, interests.holds[1].user = "ann", "bob"
+    assert interests.are_lasting
+    assert interests.access == Access("ann", None, 0o600)
+    interests.wish = interests.wish.model_copy(update={"user": "eve"})
+    assert interests.access == Access("eve", None, 0o600)
 
 
 # -- its file

@@ -194,7 +194,12 @@ class Agent:
             words = request.query if not request.query.first else places.query_for(match)
             wish = Wish(query=words, kind=Kind.HELD, by=user, user=user, name=request.name)
             keeper = self._keeper_for(match, wish)
-            await keeper.attach(how)
+            try:
+                await keeper.attach(how)
+            except asyncio.CancelledError:  # its program has ended, perhaps just when it arrived
+                if keeper.attached is not None and not keeper.is_awaited:
+                    await self._give_back_unless_wanted(keeper)
+                raise
             return keeper.hold(claim, user)
         except BaseException:
             claim.drop()
@@ -212,17 +217,20 @@ class Agent:
 
     async def release(self, hold: Hold) -> None:
         """Give it back, unless somebody else here wants it, too."""
-        keeper = hold.keeper
-        keeper.let_go(hold)
+        hold.keeper.let_go(hold)
         try:
-            stays = keeper.wish.kind is Kind.ONCE and keeper.attached is not None
-            if keeper.is_wanted or stays:
-                self._records.rename(keeper)
-            else:
-                await self._give_back(keeper)
+            await self._give_back_unless_wanted(hold.keeper)
         finally:
             hold.claim.drop()
             self._changed()
+
+    async def _give_back_unless_wanted(self, keeper: Keeper) -> None:
+        """What a person has attached once stays as long as it is there."""
+        stays = keeper.wish.kind is Kind.ONCE and keeper.attached is not None
+        if keeper.is_wanted or stays:
+            self._records.rename(keeper)
+        else:
+            await self._give_back(keeper)
 
     async def _give_back(self, keeper: Keeper) -> None:
         is_shared = len(self._records.sharing(keeper)) > 1

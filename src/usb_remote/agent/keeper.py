@@ -92,6 +92,11 @@ class Keeper:
         return self._interests.are_lasting
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether people or programs wait for it, or are just being told the outcome."""
+        return self._interests.waiters.count > 0
+
+    @property
     def recent_losses(self) -> int:
         """How often it was lost within the last minute."""
         return self._display.recent_losses

@@ -43,6 +43,11 @@ class Waiters:
         return any(not waiter.outcome.done() for waiter in self._all)
 
     @property
+    def count(self) -> int:
+        """How many there are, with those who are just being told the outcome."""
+        return len(self._all)
+
+    @property
     def want_force(self) -> bool:
         return any(waiter.how.force for waiter in self._all if not waiter.outcome.done())
 
