@@ -305,6 +305,20 @@ def test_what_is_known_of_a_server_after_its_answer() -> None:
     assert (of_2x.name, of_2x.addresses) == ("lab", ("10.0.0.1", "pi", "fd00::1"))
 
 
+@pytest.mark.parametrize("line", [b'{"a":1}', b"{}", b"[]", b"7", b'"status"', b"{", b"\xff"])
+def test_what_is_neither_a_reply_nor_an_event_is_not_ours(line: bytes) -> None:
+    for read in (replies.parse_reply, replies.parse_event):
+        with pytest.raises(errors.InvalidReply, match="not one of usb-remote"):
+            read(line)
+
+
+def test_an_event_is_no_reply_and_a_reply_that_tells_of_events_is_one() -> None:
+    with pytest.raises(errors.InvalidReply, match="not one of usb-remote"):
+        replies.parse_reply(replies.PING)
+    assert replies.is_event(replies.PING)
+    assert not replies.is_event(b'{"status":"success","data":[{"event":"ping"}]}')
+
+
 def test_a_message_of_many_lines_is_cut() -> None:
     line = protocol.encode({"status": "error", "message": "\n".join(["x" * 600] * 60)})
     with pytest.raises(errors.UsbRemoteError) as caught:
