@@ -264,6 +264,12 @@ async def test_a_stop_waits_for_one_time_limit_whatever_is_left(
     assert len(log.read_text().split()) <= 3 * hooks.AT_A_TIME, "what was dropped was not run"
 
 
+async def test_a_stop_ends_also_while_commands_are_being_started(run: Run) -> None:
+    """Nothing is given any time: all four are cancelled in the midst of their start."""
+    assert await run("sleep", "99", times=4, limit=0, kill_time=0) < patience(30)
+    assert await run("/nowhere/at-all", times=4, limit=0, kill_time=0) < patience(30)
+
+
 async def test_a_stop_waits_as_long_as_one_event_may_take(run: Run, tmp_path: Path) -> None:
     await run("sh", "-c", f"sleep 0.3; echo x >> {tmp_path}/log", limit=10, kill_time=0)
     assert (tmp_path / "log").read_text() == "x\n"
