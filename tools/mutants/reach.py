@@ -99,6 +99,7 @@ def measure(root: Path, workers: int) -> int:
     for old in [*folder.glob("raw/*"), *folder.glob("reach-*.json"), folder / "coverage"]:
         old.unlink(missing_ok=True)
     (folder / "raw").mkdir(parents=True, exist_ok=True)
+    (folder / "raw").chmod(0o1777)  # some tests start programs of other users
     settings = folder / "settings"
     settings.write_text(SETTINGS.format(folder=folder, warnings=WARNINGS))
     tree, slowness = digest(root), factor()
