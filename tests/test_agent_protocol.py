@@ -54,6 +54,14 @@ def test_a_request_says_which_device(command: str, asked: dict[str, object]) -> 
     assert request.query == Query.model_validate(asked)
 
 
+def test_an_attach_asks_for_nothing_that_it_does_not_say() -> None:
+    request = agent_protocol.parse_request(b'{"v":1,"command":"attach","bus":"1-1"}')
+    assert request.model_dump(exclude_defaults=True) == {"v": 1, "bus": "1-1"}
+    assert isinstance(request, agent_protocol.AttachRequest)
+    asked = (request.wait, request.duration, request.force, request.keep, request.hold)
+    assert asked == (None, None, False, None, False)
+
+
 @pytest.mark.parametrize(
     ("command", "named"),
     [

@@ -119,6 +119,8 @@ async def test_the_watchdog_hears_twice_in_the_time_that_it_gives(systemd: Liste
     timer = service._timer
     assert timer is not None
     assert 29 < timer.when() - asyncio.get_running_loop().time() <= 30
+    service.ready()  # as after each reload
+    assert service._timer is timer
     service.stopping()
     assert timer.cancelled()
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,21 @@ from tests.waiting import eventually
 from usb_remote import programs
 
 LONG = patience(30)
+
+
+@contextmanager
+def typed(words: str) -> Iterator[None]:
+    """Somebody types at the terminal that we were started on."""
+    before = os.dup(0)
+    reading, writing = os.pipe()
+    os.write(writing, words.encode())
+    os.dup2(reading, 0)
+    try:
+        yield
+    finally:
+        os.dup2(before, 0)
+        for fd in (before, reading, writing):
+            os.close(fd)
 
 
 @pytest.fixture
@@ -39,7 +57,8 @@ async def test_programs_speak_english_and_are_asked_nothing(
 ) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     command = ["there", "sh", "-c", 'echo "$LC_ALL"; read word; echo "$word"']
-    assert await programs.ask(command, LONG) == (0, "C\n\n")
+    with typed("secret\n"):
+        assert await programs.ask(command, LONG) == (0, "C\n\n")
 
 
 async def test_what_cannot_be_run_has_the_status_that_a_shell_gives_it(script: Path) -> None:
@@ -50,13 +69,19 @@ async def test_what_cannot_be_run_has_the_status_that_a_shell_gives_it(script: P
 
 
 async def test_what_takes_too_long_is_asked_to_end_and_waited_for(tmp_path: Path) -> None:
-    """Not killed: sudo passes on SIGTERM only, and `usbip` gives the device back."""
-    ready = tmp_path / "ready"
-    trap = f"trap 'echo tidied > {tmp_path}/log; exit' TERM"
+    """Not killed: sudo passes on SIGTERM only, and `usbip` gives the device back. Meanwhile the
+    event loop goes on.
+    """
+    ready, ticks = tmp_path / "ready", 0
+    trap = f"trap 'sleep 0.2; echo tidied > {tmp_path}/log; exit' TERM"
     body = f"{trap}; touch {ready}; while :; do sleep 0.01; done"
     running = asyncio.create_task(programs.run(["sh", "-c", body], LONG))
     await eventually(ready.exists)
     running.cancel()
+    while not running.done():
+        ticks += 1
+        await asyncio.wait({running}, timeout=0.01)
+    assert ticks > 2
     with pytest.raises(asyncio.CancelledError):
         await running
     assert (tmp_path / "log").read_text() == "tidied\n"

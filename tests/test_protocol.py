@@ -181,6 +181,8 @@ def test_a_2x_server_is_recognised_by_its_refusal() -> None:
     with pytest.raises(errors.UsbRemoteError) as caught:
         replies.parse_reply((DATA / "unknown-key.reply").read_bytes())
     assert protocol_2x.is_rejection(caught.value)
+    for other in (errors.InvalidRequest("Invalid request format"), errors.UsbRemoteError("no")):
+        assert not protocol_2x.is_rejection(other)
 
 
 def test_a_list_of_2x_is_read() -> None:

@@ -218,6 +218,8 @@ def test_without_systemd_there_is_nothing_to_install_for(tmp_path: Path) -> None
         ("/opt/a b/usb-remote", '"/opt/a b/usb-remote"'),
         ("/opt/100%/$x", "/opt/100%%/$$x"),
         ('/opt/"a"', '"/opt/\\"a\\""'),
+        ("/opt/a\\b", '"/opt/a\\\\b"'),
+        ("/opt/a;b'", '"/opt/a;b\'"'),
     ],
 )
 def test_a_path_is_written_as_systemd_reads_it(word: str, quoted: str) -> None:
