@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from usb_remote import errors, protocol, protocol_2x, replies
 from usb_remote.answers import Answers
-from usb_remote.framing import RequestFramer
+from usb_remote.framing import MAX_DEPTH, MAX_REQUEST, RequestFramer
 from usb_remote.model import Device, Server, Snapshot
 
 DATA = Path(__file__).parent / "data" / "2x"
@@ -72,9 +72,49 @@ def test_a_long_request_is_refused() -> None:
         frames(b'{"command":"' + b"x" * 70_000)
 
 
-def test_a_deep_request_is_refused() -> None:
+def of_size(size: int) -> bytes:
+    return b'{"a":"' + b"x" * (size - 8) + b'"}'
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b'{"b":1}\n'])
+def test_a_request_may_be_as_long_as_the_limit_and_no_longer(end: bytes) -> None:
+    assert frames(of_size(MAX_REQUEST) + end)[0] == of_size(MAX_REQUEST)
+    with pytest.raises(errors.InvalidRequest, match="longer than 65536"):
+        frames(of_size(MAX_REQUEST + 1) + end)
+
+
+def test_a_line_that_is_no_object_is_refused_when_it_is_longer_than_the_limit() -> None:
+    line = b'{"a":"' + b"x" * MAX_REQUEST
+    for whole in (line, line + b"\n"):
+        with pytest.raises(errors.InvalidRequest, match="longer than 65536"):
+            frames(whole)
+
+
+def test_blanks_between_requests_are_no_part_of_them() -> None:
+    blanks = b" \r\n\t" * MAX_REQUEST
+    assert frames(blanks + b'{"a":1}' + blanks + b'{"b":2}' + blanks) == [b'{"a":1}', b'{"b":2}']
+
+
+@pytest.mark.parametrize("brackets", [b'{"a":', b"[", b'[{"a":'])
+def test_a_request_may_be_as_deep_as_the_limit_and_no_deeper(brackets: bytes) -> None:
+    def nested(levels: int) -> bytes:
+        opening = (b'{"a":' + brackets * 16).replace(b'"a":', b"")[:levels]
+        closing = opening[::-1].translate(bytes.maketrans(b"{[", b"}]"))
+        return opening + closing
+
+    assert frames(nested(MAX_DEPTH)) == [nested(MAX_DEPTH)]
     with pytest.raises(errors.InvalidRequest, match="nested deeper than 16"):
-        frames(b'{"a":' * 20)
+        frames(nested(MAX_DEPTH + 1))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [b'{"a":"}"}', rb'{"a":"\"}"}', rb'{"a":"\\"}', b'{"a":"[[["}', b'{"[":[{}]}', b'{"a":{}}'],
+)
+def test_brackets_and_quotes_in_a_string_end_nothing(request_: bytes) -> None:
+    assert frames(request_ + b'{"b":1}') == [request_, b'{"b":1}']
+    bytewise = [bytes([byte]) for byte in request_ + b'{"b":1}']
+    assert frames(*bytewise) == [request_, b'{"b":1}']
 
 
 @pytest.mark.parametrize(

@@ -120,3 +120,33 @@ def test_our_own_request_for_the_list_is_read_by_us_and_our_reply_too() -> None:
     assert usbip_wire.parse_devlist_reply(reply) == usbip_wire.VERSION
     with pytest.raises(errors.InvalidRequest):
         usbip_wire.parse_devlist_reply(b"HTTP/1.0")
+
+
+def test_a_path_and_interfaces_beyond_what_the_record_holds_are_left_out() -> None:
+    many = tuple((number, 0, 0) for number in range(256))
+    record = Record(
+        path="p" * 300, bus_id=BusId("1-1"), busnum=1, devnum=2, speed=3, vendor=4, product=5,
+        bcd_device=6, device_class=(7, 8, 9), configuration=1, configurations=1, interfaces=many,
+    )  # fmt: skip
+    data = usbip_wire.pack_devlist([record])
+    assert data[12 : 12 + 256] == b"p" * 255 + b"\0"
+    assert data[12 + 311] == 255
+    assert len(data) == 12 + 312 + 4 * 255
+
+
+def test_only_the_versions_and_requests_that_we_know_are_read() -> None:
+    for header in ("0106800500000000", "0111800100000000", "0111000500000000"):
+        with pytest.raises(errors.InvalidRequest):
+            usbip_wire.body_size(bytes.fromhex(header))
+    assert usbip_wire.body_size(bytes.fromhex("0111800500000000")) == 0
+
+
+def test_descriptors_that_are_cut_off_end_where_they_are_cut_off() -> None:
+    blob = DEVICE + configuration(1, (0, 0, 8, 6), (1, 0, 3, 1))
+    assert usbip_wire.interfaces_of(blob) == ((8, 6, 0), (3, 1, 0))
+    assert usbip_wire.interfaces_of(blob[:-9]) == ((8, 6, 0),)
+    assert usbip_wire.interfaces_of(blob[:-2]) == ((8, 6, 0),)
+    assert usbip_wire.interfaces_of(blob[:-1]) == ((8, 6, 0), (3, 1, 0))
+    assert usbip_wire.interfaces_of(DEVICE + b"\x05\x02\0\0\0") == ()
+    assert usbip_wire.interfaces_of(DEVICE + b"\0" * 20) == ()
+    assert usbip_wire.interfaces_of(b"\x01" + blob) == ()
