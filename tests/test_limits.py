@@ -459,6 +459,9 @@ async def test_who_has_said_it_all_may_read_later() -> None:
 # -- faults of ours -----------------------------------------------------------------------------
 
 
+FOREVER = Limits(request_timeout=NEVER, idle_timeout=NEVER)
+
+
 class Faulty(VirtualDevices):
     """A bus that fails as nobody expects."""
 
@@ -477,7 +480,7 @@ async def test_a_request_that_fails_as_nobody_expects_ends_its_connection_and_no
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with (
-        running_server("serial", bus=Faulty) as bench,
+        running_server("serial", bus=Faulty, limits=FOREVER) as bench,
         talk(bench) as watcher,
         talk(bench) as victim,
         talk(bench) as other,
@@ -495,15 +498,15 @@ async def test_an_answer_at_once_that_fails_ends_its_connection_and_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with (
-        running_server("serial") as bench,
+        running_server("serial", limits=FOREVER) as bench,
         talk(bench) as victim,
         talk(bench) as other,
     ):
         assert await works(other)
         info = bench.control.info
         bench.control.info = Unsayable(**info.model_dump())
-        await victim.say(INFO)
-        assert await hung_up(victim) == b""
+        await victim.say(INFO + b"{}" + INFO)
+        assert await hung_up(victim) == b"", "the next answer would be taken for the first"
         bench.control.info = info
         assert await works(other)
     assert "a fault of ours" in caplog.text

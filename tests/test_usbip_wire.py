@@ -60,6 +60,12 @@ def test_an_independent_client_reads_our_import_reply(record: Record) -> None:
     )  # fmt: skip
 
 
+@given(records, st.sampled_from(Status))
+def test_only_a_success_carries_the_record(record: Record, status: Status) -> None:
+    reply = usbip_wire.pack_import(record, status)
+    assert len(reply) == 8 + usbip_wire.RECORD_SIZE * (status is Status.OK)
+
+
 def test_a_refusal_carries_no_record() -> None:
     assert usbip_wire.pack_import(None, Status.BUSY).hex() == "0111000300000002"
 
