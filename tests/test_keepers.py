@@ -26,6 +26,7 @@ from usb_remote.client import How
 from usb_remote.config import WishConfig
 from usb_remote.connection import connect
 from usb_remote.events import Event
+from usb_remote.matching import Query
 from usb_remote.model import Attachment, Cause, Server, State
 from usb_remote.values import BusId, DeviceName
 from usb_remote.virtual import KINDS
@@ -204,6 +205,27 @@ async def test_waiting_to_ended_by_a_person_who_thereby_leaves_the_queue(
         await bob(quick, "detach")
         await eventually(lambda: state_of(quick, "1-1") is State.AVAILABLE)
         assert importer.tries == 0
+
+
+async def test_what_is_meant_by_the_time_of_its_turn_has_a_turn_of_its_own(
+    quick: Running, tmp_path: Path
+) -> None:
+    async with keeping(tmp_path, quick, wish=WishConfig(device="none")) as (here, importer):
+        one, other = (
+            here.agent._parts.lock(here.world.search().choose(Query(handle=bus_id)))
+            for bus_id in ("1-1", "1-2")
+        )
+        async with other:
+            async with one:
+                request = {"id": "*", "first": True, "keep": True}
+                asking = asyncio.create_task(here.ask(protocol.build(AttachRequest, request)))
+                await eventually(lambda: len(here.stages()) == 2)
+                await bob(quick)
+                await eventually(lambda: here.world.search().listings[0].snapshot.devices[0].holder)
+            for _ in range(3):  # as long as a try would take
+                await history_of(20, quick.server)
+            assert importer.tries == 0
+        assert (await asyncio.wait_for(asking, patience(20)))["device"]["bus_id"] == "1-2"
 
 
 # -- from delayed and stopped
@@ -501,7 +523,7 @@ async def test_who_waits_for_what_somebody_detaches_hears_that(here: Here, quick
     await eventually(lambda: keeper._interests.waiters)
     await here.detach("1-1")
     with pytest.raises(errors.Refused, match="1-1 was detached meanwhile"):
-        await waiting
+        await asyncio.wait_for(waiting, patience(20))
 
 
 async def test_a_device_of_two_wishes_is_detached_once(quick: Running, tmp_path: Path) -> None:
@@ -575,7 +597,7 @@ async def test_who_waits_with_a_program_that_ends_goes_on_waiting(
     holding.cancel()
     await asyncio.gather(holding, return_exceptions=True)
     await bob(quick, "detach")
-    assert (await person)["device"]["bus_id"] == "1-1"
+    assert (await asyncio.wait_for(person, patience(20)))["device"]["bus_id"] == "1-1"
     assert (only(here).kind, only(here).stage) == (Kind.ONCE, Stage.ATTACHED)
 
 
@@ -618,7 +640,7 @@ async def test_a_server_may_write_its_history_a_moment_later(here: Here, quick: 
     following = await followed(here, ask_history=ask_history, times=times)
     waiting = asyncio.create_task(following.until_lost(lambda: None))
     here.pull(quick, "serial")
-    loss = await waiting
+    loss = await asyncio.wait_for(waiting, patience(20))
     assert loss.cause is Cause.UNPLUGGED
     assert len(asked) == 3
 
@@ -639,7 +661,7 @@ async def test_a_server_that_knows_nothing_of_the_end_is_asked_a_few_times(
     following = await followed(here, ask_history=ask_history, times=times)
     waiting = asyncio.create_task(following.until_lost(lambda: None))
     here.pull(quick, "serial")
-    assert (await waiting).cause is None
+    assert (await asyncio.wait_for(waiting, patience(20))).cause is None
     assert len(asked) == (1 if error else 4)
 
 

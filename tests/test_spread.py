@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
 from tests.residing import Here, residing
 from tests.serving import Running, at, state_of
 from tests.waiting import eventually
-from usb_remote import protocol
+from usb_remote import errors, protocol
 from usb_remote.agent import wishes
 from usb_remote.agent.records import MAX_WISHES
 from usb_remote.agent_protocol import AgentEvent, AttachRequest, DetachRequest, Kind, Stage
@@ -149,3 +151,23 @@ async def test_too_many_wishes_do_not_end_the_agent(quick: Running, tmp_path: Pa
         assert status.error is not None
         assert "256 wishes already" in status.error.message
         assert not any(task.done() for task in here.tasks)
+
+
+async def test_one_of_many_is_not_taken_out(here: Here) -> None:
+    await here.ask(protocol.build(AttachRequest, {"bus": "1-*", "keep": True}))
+    await eventually(lambda: len(attached(here)) == 3)
+    with pytest.raises(errors.Refused, match=r"is one of those that --bus 1-\* keeps"):
+        await here.attach("1-1", keep=False)
+    assert len(attached(here)) == 3
+
+
+async def test_all_of_them_can_be_asked_for_again(quick: Running, tmp_path: Path) -> None:
+    async with keeping(tmp_path, quick) as here:
+        words = {"bus": "1-*", "host": at(quick)}
+        done = await here.ask(protocol.build(DetachRequest, words))
+        assert len(done["names"]) == 3
+        await eventually(lambda: here.stages() == {"rack": Stage.ENDED})
+        answer = await here.ask(protocol.build(AttachRequest, {**words, "keep": True}))
+        assert answer["status"]["wish"] == done["wish"]
+        await eventually(lambda: len(attached(here)) == 3)
+        assert here.stages()["rack"] is Stage.ATTACHED
