@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contracts import exporting
+from tests.contracts import exporting, nodes
 from tests.fakes.export_host import OWN, FakeHost
 from tests.fakes.host_kernel import HostKernel
+from tests.fakes.nodes import Nodes
 from tests.patience import patience
 from usb_remote.lease import ExportHost
 from usb_remote.usbip_host import Host
@@ -119,3 +120,26 @@ async def test_export_by_the_kernel(tmp_path: Path, check: exporting.KernelCheck
     bench = FolderBench(tmp_path)
     await check(bench)
     bench.close()
+
+
+class NodesBench:
+    """The fake of those who test what is above: links, keepers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.fake = Nodes(folder)
+        self.patience = patience(10)
+        self.plug()
+
+    def plug(self) -> None:
+        self.fake.appear("9-1")
+
+    def pull(self) -> None:
+        self.fake.vanish("9-1")
+
+    def list_parts(self) -> nodes.Parts:
+        return self.fake.list_parts("9-1")
+
+
+@pytest.mark.parametrize("check", nodes.CHECKS, ids=lambda check: check.__name__)
+def test_nodes(tmp_path: Path, check: nodes.Check) -> None:
+    check(NodesBench(tmp_path))

@@ -1,7 +1,7 @@
 """Device nodes as drivers make them: there while a device is attached, other ones each time.
 
 What belongs here: files that stand for nodes, and who lists them. What is true of the real ones,
-too, is in contracts.py.
+too, is in contracts/nodes.py.
 """
 
 from __future__ import annotations
