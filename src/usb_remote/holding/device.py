@@ -125,10 +125,9 @@ class AttachedDevice(Attachable):
         """After a failure: it may be lost, and the word of that be on its way."""
         looks_well = all(map(os.path.exists, self.paths.values()))
         patience = self._soon if looks_well else self._late
-        if not self.losses:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await self.wait_lost()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self.wait_lost()
 
     async def wait_lost(self, count: int = 1) -> Loss:
         """Wait until it was lost so many times in all; returns the newest loss."""
