@@ -241,7 +241,7 @@ def test_an_agent_leaves_a_server_of_2x_alone(machine: Machine) -> None:
 def test_a_program_that_a_service_cannot_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.SystemFault, match="another one for each service"):
         services.check_program([Path("/tmp")])
-    services.check_program([Path("/usr/bin/env"), Path("/")])
+    services.check_program([Path("/usr/bin/env"), Path("/"), Path("/root")])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody else")
