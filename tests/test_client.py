@@ -483,3 +483,62 @@ async def test_whoever_waited_for_it_has_it_by_the_time_a_detach_is_confirmed(
     assert (await waiting).attachment.bus_id == "1-1"
     assert "does not confirm it" not in caplog.text
     await other.detach(Query(bus="1-1"))
+
+
+async def test_a_server_that_does_not_confirm_a_detach_is_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    here = UserSpaceImporter()
+    one = client("127.0.0.1:1", importer=here)
+    async with running_server("serial") as bench:
+        done = await client(at(bench), importer=here).attach(Query(bus="1-1"))
+    gone = await one.give_back(done.match, done.attachment)
+    assert (gone.match, gone.attachment) == (done.match, done.attachment)
+    assert here.list_attachments() == []
+    (said,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert said.startswith(f"detached here, but {done.match.server.name} does not confirm it: ")
+
+
+async def test_whoever_stops_waiting_for_what_was_attached_before_leaves_it_so(
+    bench: Running,
+) -> None:
+    here, arrival = UserSpaceImporter(), NeverUsable()
+    await client(at(bench), importer=here).attach(Query(bus="1-1"))
+    again = client(at(bench), importer=here, arrival=arrival)
+    attaching = asyncio.create_task(again.attach(Query(bus="1-1")))
+    await arrival.asked.wait()
+    attaching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attaching
+    assert len(here.list_attachments()) == 1
+    assert state_of(bench, "1-1") is State.IN_USE
+    await here.detach(0)
+
+
+class Unrecognised(UserSpaceImporter):
+    """A kernel that cannot enumerate what it imports, and how long it was given for it."""
+
+    given = 0.0
+
+    async def attach(self, *args: Any, **more: Any) -> Attachment:
+        self.given = more["timeout"]
+        return await super().attach(*args, **more)
+
+    def local_bus_id(self, attachment: Attachment) -> str | None:
+        return None
+
+
+@pytest.mark.parametrize(("timeout", "given"), [(0.5, 5.0), (7.0, 7.0)])
+async def test_what_the_kernel_does_not_recognise_in_time_is_given_back(
+    bench: Running, timeout: float, given: float
+) -> None:
+    """The kernel has 5 s at least: they have nothing to do with how soon a server answers."""
+    here = Unrecognised()
+    config = knowing(at(bench), timeout=timeout)
+    one = Client(config, found(), here, ArrivedAtOnce, "me", lambda: {HOST})
+    match = (await finder(at(bench)).search()).select(Query(bus="1-1"))[0]
+    with pytest.raises(errors.SystemFault, match="kernel did not recognise it"):
+        await one.attach_found(match)
+    assert here.given == given
+    await eventually(lambda: state_of(bench, "1-1") is State.AVAILABLE)
+    await here.detach(0)
