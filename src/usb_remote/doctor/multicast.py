@@ -12,9 +12,9 @@ from usb_remote.doctor.machine import Machine
 from usb_remote.doctor.report import Check, Finding, Role, failed, ok, skipped, warning
 from usb_remote.mdns.probe import Probed
 
-LET_OUT = "sudo ufw allow out 5353/udp  # or: sudo nft list ruleset shows what drops it"
+LET_OUT = "sudo ufw allow out 5353/udp # or: sudo nft list ruleset shows what drops it"
 LET_IN = (
-    "sudo ufw allow 5353/udp  # or: sudo firewall-cmd --permanent --add-service=mdns; "
+    "sudo ufw allow 5353/udp # or: sudo firewall-cmd --permanent --add-service=mdns; "
     "sudo firewall-cmd --reload"
 )
 
