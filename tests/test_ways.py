@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -106,6 +107,26 @@ def test_questions_leave_by_their_interface_with_the_ttl_of_mdns() -> None:
         for way in found[1:]:
             assert way.connection.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 1
             assert way.connection.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == 1
+
+
+def test_the_socket_that_listens_is_a_member_of_the_group_on_its_interface_alone() -> None:
+    """The kernel lets only a member leave."""
+    group = socket.inet_aton("224.0.0.251")
+    with opened(LO) as (_, own, member):
+        leave = struct.pack("@4s4si", group, bytes(4), NUMBER)
+        member.connection.setsockopt(socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, leave)
+        for not_a_member in (own, member):
+            with pytest.raises(OSError, match="assign requested address"):
+                not_a_member.connection.setsockopt(
+                    socket.IPPROTO_IP, socket.IP_DROP_MEMBERSHIP, leave
+                )
+
+
+def test_what_uses_port_5353_is_bound_to_its_interface() -> None:
+    with opened(LO) as (ephemeral, own, member):
+        for way, device in ((ephemeral, b""), (own, b"lo"), (member, b"lo")):
+            bound = way.connection.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
+            assert bound.rstrip(b"\0") == device
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
