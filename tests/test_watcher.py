@@ -245,6 +245,19 @@ async def test_another_server_that_mdns_hears_is_no_reason_to_ask_again() -> Non
             assert there.calls == 1
 
 
+async def test_a_server_that_is_followed_and_heard_again_is_not_connected_to_again() -> None:
+    async with scripted(stays(snapshot("1-1"))) as there:
+        heard = Heard(there.server)
+        async with aclosing(Watcher(knowing(), heard.servers(), NEVER).watch()) as changes:
+            await devices(changes)
+            for _ in range(3):
+                heard.bring(there.server)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await anext(changes)
+            assert there.calls == 1
+
+
 @pytest.mark.parametrize("configured", [True, False])
 async def test_a_server_that_has_moved_is_asked_where_mdns_hears_it(configured: bool) -> None:
     async with scripted(says(snapshot("1-1"))) as before:
