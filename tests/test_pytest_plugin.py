@@ -150,13 +150,34 @@ import pathlib
 from datetime import UTC, datetime
 from usb_remote.agent_protocol import Loss
 
-@pytest.mark.usb("1-1")
-@pytest.mark.parametrize("cause", [None, "taken_over", "unplugged"])
-def test_it(usb_device, cause):
+def attempt(name):
     with pathlib.Path("attempts").open("a") as attempts:
-        attempts.write(f"{cause} ")
-    usb_device._device.note_loss(Loss(at=datetime.now(UTC), cause=cause))
+        attempts.write(f"{name} ")
+
+def lose(device, *causes):
+    for cause in causes:
+        device._device.note_loss(Loss(at=datetime.now(UTC), cause=cause))
+
+@pytest.mark.usb("1-1")
+@pytest.mark.parametrize(
+    "causes", [(None,), ("taken_over",), ("unplugged",), (None, "unplugged")], ids="nubm"
+)
+def test_it(usb_device, causes, request):
+    attempt(request.node.callspec.id)
+    lose(usb_device, *causes)
     assert False
+
+@pytest.mark.usb("1-1")
+def test_then_by_itself(usb_device, tried=[]):
+    attempt("i")
+    if not tried:
+        tried.append(1)
+        lose(usb_device, None)
+    assert False
+
+@pytest.mark.usb("1-1")
+def test_is_content_whatever_was_lost(usb_device):
+    lose(usb_device, None)
 """
 
 
@@ -164,27 +185,41 @@ def test_it(usb_device, cause):
 async def test_only_what_the_network_did_is_repeated(here: Here, options: tuple[str, ...]) -> None:
     out = await run(here, LOST, "--usb-rerun-infra=2", "--junitxml=out.xml", *options)
     attempts = (here.folder / "suite/attempts").read_text().split()
-    assert attempts == ["None"] * 3 + ["taken_over", "unplugged"], out
+    assert "".join(attempts) == "nnn" + "u" + "b" + "m" + "ii", out
     reports = re.findall(r"USB devices that were lost during this test.*\n.*the cause: (.*)", out)
-    assert reports == [
+    assert reports[:3] == [
         "the network or the server, not the device and not this test",
         "another user",
         "the device itself (or whoever unplugged it)",
     ]
-    assert re.search(r"\b3 failed, 2 rerun\b", out), out
-    assert 'failures="3"' in (here.folder / "suite/out.xml").read_text()
+    assert len(reports) == 4
+    assert re.search(r"\b5 failed, 1 passed, 3 rerun\b", out), out
+    assert 'failures="5"' in (here.folder / "suite/out.xml").read_text()
 
 
 async def test_a_real_loss_is_in_the_report(here: Here, quick: Running) -> None:
     code = """
+import os, pathlib, time
+
 @pytest.mark.usb("1-1")
-def test_it(usb_device):
-    open("ready", "w").close()
+def test_that_hears_of_it(usb_device):
+    pathlib.Path("ready-1").touch()
     usb_device.wait_lost(timeout=20)
+    assert False
+
+@pytest.mark.usb("1-2")
+def test_that_fails_before_it_hears(usb_device):
+    pathlib.Path("ready-2").touch()
+    while os.path.exists(usb_device.usb):
+        time.sleep(0.01)
     assert False
 """
     running = asyncio.create_task(run(here, code))
-    await eventually((here.folder / "suite/ready").exists)
+    await eventually((here.folder / "suite/ready-1").exists)
     here.pull(quick, "serial")
+    await eventually((here.folder / "suite/ready-2").exists)
+    here.importer.nodes.vanish("9-1")
+    quick.devices.pull("disk")
+    asyncio.get_running_loop().call_later(0.15, here.bell.ring)
     out = await running
-    assert "unplugged; the cause: the device itself" in out, out
+    assert out.count("unplugged; the cause: the device itself") == 2, out

@@ -20,7 +20,7 @@ from tests import user_program
 from tests.importing import Bell, NoticingImporter
 from tests.patience import patience
 from tests.residing import Here, residing
-from tests.serving import HOST, Running, at, knowing, state_of
+from tests.serving import HOST, Running, at, knowing, running_server, state_of
 from tests.waiting import eventually
 from usb_remote import agent_protocol, aio, errors, wiring
 from usb_remote.client import How
@@ -296,3 +296,31 @@ async def test_a_program_with_types_runs_as_it_was_checked(through_agent: Here) 
     assert (path, is_lost) == (str(through_agent.folder / "dev/1-1/tty0"), False)
     assert "no device matches none" in await blocking(lambda: user_program.use("none", None))
     assert await user_program.work("1-1") == str(through_agent.folder / "dev/1-1/usb")
+
+
+async def test_a_server_that_is_off_is_a_warning_and_hides_nothing(
+    quick: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = knowing(at(quick), "127.0.0.1:1").model_copy(update={"discovery": False})
+    matches = await aio.list_devices(config=config)
+    assert [match.device.bus_id for match in matches] == ["1-1", "1-2", "1-3"]
+    (warning,) = (r for r in caplog.records if r.name == "usb_remote.aio")
+    assert (warning.levelname, "127.0.0.1:1" in warning.message) == ("WARNING", True)
+    assert len(await aio.list_devices(at(quick), config)) == 3
+    with pytest.raises(errors.Unreachable, match=r"127\.0\.0\.1:1"):
+        await aio.list_devices("127.0.0.1:1", config)
+
+
+async def test_only_one_server_is_watched_if_only_one_is_meant(quick: Running) -> None:
+    async with running_server("disk") as other:
+        config = knowing(at(quick), at(other)).model_copy(update={"discovery": False})
+        changes = aio.watch(at(other), config)
+        first = await anext(changes)
+        assert first.listing is not None
+        assert [match.device.bus_id for match in first.listing.matches] == ["1-2"]
+        quick.devices.pull("serial")
+        other.devices.pull("disk")
+        second = await anext(changes)
+        assert second.listing is not None
+        assert second.listing.matches == []
+        await changes.aclose()
