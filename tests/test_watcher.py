@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.patience import patience
-from tests.scripted import ID, INFO, Scripted, hangs_up, mute, says, scripted, snapshot, stays
+from tests.scripted import ID, INFO, Act, Scripted, hangs_up, mute, says, scripted, snapshot, stays
 from tests.serving import HOST, found, knowing
 from tests.waiting import eventually
 from usb_remote import errors, protocol, replies
@@ -121,6 +121,32 @@ async def test_a_lost_server_is_left_alone_for_a_while() -> None:
             assert there.calls == 1
 
 
+async def test_how_long_a_server_is_lost_is_counted_anew_each_time() -> None:
+    async def a_while(writer: asyncio.StreamWriter) -> None:
+        writer.write(snapshot("1-2"))
+        await asyncio.sleep(0.1)
+
+    async with scripted(says(snapshot("1-1")), a_while, stays(snapshot("1-3"))) as there:
+        watcher = Watcher(knowing(at(there)), found()(), 0.01, later=((0.05, NEVER),))
+        async with aclosing(watcher.watch()) as changes:
+            for plugged in ("1-1", "1-2", "1-3"):
+                assert await devices(changes) == [plugged]
+                if plugged != "1-3":
+                    await lost(changes)
+
+
+async def test_a_server_that_is_lost_for_long_is_asked_more_seldom() -> None:
+    async with scripted(says(snapshot("1-1")), hangs_up) as there:
+        watcher = Watcher(knowing(at(there)), found()(), 0.1, later=((0.05, NEVER),))
+        async with aclosing(watcher.watch()) as changes:
+            await devices(changes)
+            await lost(changes)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(3 * 0.1):
+                    await anext(changes)
+        assert there.calls == 2
+
+
 async def test_each_loss_is_told() -> None:
     async with scripted(says(snapshot("1-1"))) as there:
         watcher = Watcher(knowing(at(there)), found()(), 0.01)
@@ -162,16 +188,20 @@ async def test_a_configured_server_that_is_not_there_is_told_once() -> None:
         await nothing_more(changes)
 
 
-async def test_neither_this_machine_nor_a_range_nor_what_mdns_finds_must_be_there() -> None:
-    async with scripted(hangs_up) as there:
+@pytest.mark.parametrize("act", [hangs_up, mute], ids=["hangs up", "mute"])
+async def test_neither_this_machine_nor_a_range_nor_what_mdns_finds_must_be_there(
+    act: Act,
+) -> None:
+    async with scripted(act) as there:
         by_mdns = there.server
         for config, brought in (
-            (Config(server_port=there.port), found()),
-            (Config(server_ranges=["127.0.0.1-1"], server_port=there.port), found()),
-            (Config(server_ranges=["127.0.0.9-9"], server_port=1), found(by_mdns)),
+            ({"server_port": there.port}, found()),
+            ({"server_ranges": ["127.0.0.1-1"], "server_port": there.port}, found()),
+            ({"server_ranges": ["127.0.0.9-9"], "server_port": 1}, found(by_mdns)),
         ):
             calls = there.calls
-            watcher = Watcher(config, brought(), 0.01, never_heard=0.01)
+            known = Config.model_validate({"timeout": 0.05, **config})
+            watcher = Watcher(known, brought(), 0.01, never_heard=0.01)
             async with aclosing(watcher.watch()) as changes:
                 await nothing_more(changes, lambda calls=calls: there.calls > calls + 2)
 
@@ -217,6 +247,38 @@ async def test_a_configured_name_is_followed_alone() -> None:
         async with aclosing(Watcher(config, found()(), host=at(there)).watch()) as changes:
             assert await devices(changes) == ["1-1"]
             await nothing_more(changes)
+
+
+async def test_of_two_that_are_meant_by_one_address_the_first_is_followed() -> None:
+    """As `list --host` asks it."""
+    async with scripted(stays(snapshot("1-1"))) as one, scripted(stays(snapshot("1-2"))) as two:
+        config = knowing(at(one), at(two))
+        async with aclosing(Watcher(config, found()(), NEVER, host=HOST).watch()) as changes:
+            assert await devices(changes) == ["1-1"]
+            await nothing_more(changes)
+        assert two.calls == 0
+
+
+async def test_a_server_of_a_range_is_followed_and_this_machine_is_not() -> None:
+    async with scripted(stays(snapshot("1-1"))) as here:
+        async with scripted(stays(snapshot("1-2")), host=LOCAL2, port=here.port):
+            config = Config(server_ranges=["127.0.0.2-2"], server_port=here.port)
+            async with aclosing(Watcher(config, found()(), NEVER).watch()) as changes:
+                assert await devices(changes) == ["1-2"]
+        assert here.calls == 0
+
+
+async def test_a_server_that_is_configured_twice_is_followed_once() -> None:
+    async with scripted(stays(snapshot("1-1"))) as there:
+        ranges = ["127.0.0.1-1"]
+        config = Config(servers=[at(there)], server_ranges=ranges, server_port=there.port)
+        async with aclosing(Watcher(config, found()(), NEVER).watch()) as changes:
+            change = await next_of(changes)
+            assert change.server.name == at(there)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await anext(changes)
+        assert there.calls == 1
 
 
 # -- what mDNS brings

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
@@ -46,6 +46,7 @@ class Watcher:
         found: servers as mDNS finds them, for as long as the watch goes on.
         reconnect: seconds before a lost server is asked again.
         host: only the server that is called so.
+        later: the same for one that has been lost for longer than some seconds, the longest first.
         never_heard: seconds before an address is tried again at which nobody has ever answered.
         legacy_interval: seconds between two looks at a 2.x server.
         silence: seconds after which a server that says nothing at all is lost.
@@ -59,11 +60,13 @@ class Watcher:
         reconnect: float = RECONNECT,
         host: str | None = None,
         *,
+        later: Sequence[tuple[float, float]] = LATER,
         never_heard: float = NEVER_HEARD,
         legacy_interval: float = LEGACY_INTERVAL,
         silence: float = protocol.WATCH_TIMEOUT,
     ) -> None:
         self._host = host
+        self._later = later
         self._never_heard = never_heard
         self._legacy_interval = legacy_interval
         self._silence = silence
@@ -161,7 +164,7 @@ class Watcher:
             return max(self._never_heard, self._reconnect)
         if lost_for > GONE and not self._is_named(server):
             return GONE_PAUSE
-        return next((pause for after, pause in LATER if lost_for > after), self._reconnect)
+        return next((pause for after, pause in self._later if lost_for > after), self._reconnect)
 
     def _is_named(self, server: Server) -> bool:
         named = self._config.configured_servers
