@@ -335,6 +335,18 @@ async def test_a_server_that_has_moved_is_asked_where_mdns_hears_it(configured: 
         assert await devices(changes) == ["1-2"]
 
 
+async def test_a_server_that_is_back_on_another_port_is_followed_by_the_entry_of_mdns() -> None:
+    """The configured entry has its own port, and is asked there in vain."""
+    heard = Heard()
+    async with scripted(says(snapshot("1-1"))) as before:
+        changes = Watcher(knowing(at(before)), heard.servers(), NEVER).watch()
+        await devices(changes)
+        await lost(changes)
+    async with aclosing(changes), scripted(stays(snapshot("1-2"))) as after:
+        heard.bring(after.server)
+        assert await devices(changes) == ["1-2"]
+
+
 async def test_a_server_by_two_entries_is_followed_by_the_first_that_answers() -> None:
     heard = Heard()
     async with scripted(stays(snapshot("1-1")), hangs_up, stays(snapshot("1-2"))) as there:
