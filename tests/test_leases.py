@@ -475,6 +475,26 @@ async def test_who_waits_and_leaves_is_told_to_the_others(server: Server) -> Non
     await eventually(lambda: server.device().waiting == 0)
 
 
+def test_everybody_hears_that_a_device_is_free_when_its_grace_begins() -> None:
+    async def main() -> None:
+        async with running(Server(times=Times(grace=3600))) as server:
+            client = await server.attach(ANN)
+            await asyncio.sleep(1)
+            server.changes.clear()
+            client.close()
+            await asyncio.sleep(1)
+            assert server.device().state is State.AVAILABLE
+            assert server.changes
+
+    run(main())
+
+
+async def test_a_session_that_the_kernel_gave_up_was_a_reset_of_the_device(server: Server) -> None:
+    await server.attach(ANN)
+    server.kernel.notice_end(PLACE)
+    await eventually(lambda: [end.cause for end in server.ends] == [Cause.DEVICE_RESET])
+
+
 async def test_a_device_that_nobody_has_is_shown_as_it_is(server: Server) -> None:
     assert server.device() == server.kernel.list_devices()[0]
     await server.reserve(ANN)
@@ -580,6 +600,16 @@ async def test_a_protected_device_is_reserved_for_nobody(server: Server) -> None
     with pytest.raises(errors.Refused, match="is protected"):
         await server.begin()
     assert server.kernel.bound == set()
+
+
+async def test_who_waits_does_not_get_what_is_in_its_place_by_now(server: Server) -> None:
+    client = await server.attach(ANN)
+    waiting = await server.wait(BOB)
+    server.kernel.plug(PLACE, "another")
+    client.close()
+    with pytest.raises(errors.NotFound, match="was unplugged while you waited"):
+        await waiting
+    await eventually(lambda: server.device().state is State.AVAILABLE)
 
 
 async def test_who_waits_for_what_is_protected_by_now_is_refused(server: Server) -> None:
@@ -707,13 +737,47 @@ def test_a_session_that_was_asked_for_some_time_ends_then_and_is_announced_befor
                 assert holder.until == holder.since + timedelta(seconds=seconds)
                 await asyncio.sleep(seconds - notice - 0.5)
                 assert not server.device().holder.ends_soon  # type: ignore[union-attr]
+                server.changes.clear()
                 await asyncio.sleep(1)
                 assert server.device().holder.ends_soon  # type: ignore[union-attr]
+                assert len(server.changes) == 1, "and everybody hears it"
                 await asyncio.sleep(notice - 1)
                 assert server.device().state is State.IN_USE
                 await asyncio.sleep(1)
                 assert server.device().state is State.AVAILABLE
+                assert server.kernel.drivers == {PLACE: OWN}
             assert [end.cause for end in server.ends] == [Cause.TIME_UP] * 2
+
+    run(main())
+
+
+def test_when_time_is_up_the_next_one_has_its_own_time() -> None:
+    async def main() -> None:
+        async with running(Server(times=Times())) as server:
+            await server.leases.reserve(server.device(), Wish(ANN, duration=100))
+            await server.begin()
+            waiting = await server.wait(BOB)
+            await asyncio.sleep(101)
+            await waiting
+            await server.begin()
+            assert str(server.device().holder) == "bob@pc2"
+
+    run(main())
+
+
+def test_the_time_of_who_let_go_before_it_was_up_is_not_that_of_the_next_one() -> None:
+    async def main() -> None:
+        async with running(Server(times=Times())) as server:
+            await server.leases.reserve(server.device(), Wish(ANN, duration=100))
+            (await server.begin()).close()
+            await asyncio.sleep(50)
+            await server.attach(BOB)
+            for _ in range(12):
+                await asyncio.sleep(5)
+                holder = server.device().holder
+                assert holder is not None
+                assert not holder.ends_soon
+            assert [end.cause for end in server.ends] == [Cause.DETACHED]
 
     run(main())
 
@@ -732,6 +796,17 @@ async def test_who_leaves_when_the_turn_has_come_keeps_nothing(server: Server) -
     await asyncio.wait([waiting])
     assert waiting.cancelled()
     await eventually(lambda: server.device().state is State.AVAILABLE)
+
+
+async def test_who_has_just_gone_is_not_called(server: Server) -> None:
+    await server.reserve(ANN)
+    await eventually(lambda: server.kernel.bound == {PLACE})
+    gone = await server.wait(BOB)
+    cid = await server.wait(BOB.model_copy(update={"user": "cid", "client": "c3"}))
+    gone.cancel()
+    await server.leases.release(server.device(), ANN)
+    await cid
+    assert str(server.device().holder) == "cid@pc2"
 
 
 async def test_who_leaves_and_has_imported_it_already_keeps_the_session(server: Server) -> None:
@@ -853,6 +928,7 @@ async def test_a_connection_that_has_gone_already_begins_nothing(server: Server)
 async def test_the_connection_of_a_session_is_mortal_and_the_kernels(server: Server) -> None:
     await server.reserve(ANN)
     client, connection = server.connect()
+    connection.setblocking(False)  # as the exporter has it
     await server.leases.begin(connection, PLACE, HOST, server.accepted.append)
     assert server.leases.has(connection)
     assert not server.leases.has(client)

@@ -135,11 +135,13 @@ async def test_who_does_not_answer_in_time_is_not_there(pair: Pair) -> None:
 
 @pytest.fixture
 async def watch() -> AsyncIterator[Watch]:
-    one = Watch()
+    one, wrongs = Watch(), list[str]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: wrongs.append(str(told)))
     one.start()
     yield one
     one.stop()
     one.close()
+    assert wrongs == []
 
 
 class Watch(EndWatch):
@@ -163,7 +165,8 @@ async def test_an_end_is_told_once_and_known_from_then(
         end(client)
         await eventually(lambda: watch.ended)
         assert watch.how(server) is how
-        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
         assert watch.ended == [(server, how)]
         watch.remove(server)
         assert watch.how(server) is End.PEER_LOST, "its number may be that of another one"

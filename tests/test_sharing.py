@@ -861,6 +861,8 @@ def test_a_device_of_which_nothing_is_kept_has_no_last_session() -> None:
     past.record(event().model_copy(update={"device": "one more"}))
     assert past.last_session(device().id) is None
     assert past.events[0].device == "d0"
+    past.record(event().model_copy(update={"device": "another one"}))
+    assert past.events[0].device == "d1"
     assert len(past.events) == MAX_EVENTS
 
 
@@ -926,6 +928,14 @@ def test_a_lower_speed_is_noted() -> None:
     assert [e.note for e in past.events] == [
         None, None, "came back at 12 Mbit/s, before 480", None,
     ]  # fmt: skip
+
+
+def test_a_speed_is_compared_with_that_of_the_plug_before() -> None:
+    past = History(StateFile(None))
+    for n, speed in enumerate((12.0, 480.0, 12.0, 12.0)):
+        past.record(event(seconds=600 * n, speed=speed))
+    lower = "came back at 12 Mbit/s, before 480"
+    assert [e.note for e in past.events] == [None, None, lower, None]
 
 
 def test_a_session_that_a_crash_left_open_is_closed(tmp_path: Path) -> None:
