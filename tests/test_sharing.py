@@ -892,7 +892,8 @@ def test_the_file_grows_to_its_bound_and_is_then_written_anew(tmp_path: Path) ->
 def test_sessions_that_go_on_are_not_closed_and_those_that_ended_not_again() -> None:
     past = History(StateFile(None))
     goes_on = event(Kind.ATTACHED, 0, holder=ANN).model_copy(update={"device": "goes on"})
-    for told in (event(Kind.ATTACHED, 0, holder=ANN), ended(5), goes_on, event(seconds=9)):
+    pulled = event(Kind.UNPLUGGED, 1).model_copy(update={"device": "goes on"})
+    for told in (event(Kind.ATTACHED, 0, holder=ANN), ended(5), goes_on, pulled, event(seconds=9)):
         past.record(told)
     assert past.open_sessions() == [goes_on]
     past.close_open_sessions(NOW, but_not={"goes on"})
