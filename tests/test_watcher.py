@@ -401,9 +401,8 @@ async def test_a_server_that_mdns_hears_while_we_connect_is_connected_to_anew() 
         port = listening.getsockname()[1]
         server = Server(id=ID, name="away", addresses=(HOST,), port=port)
         heard.bring(server)
-        async with aclosing(
-            Watcher(knowing(timeout=patience(60)), heard.servers()).watch()
-        ) as changes:
+        watcher = Watcher(knowing(timeout=patience(60)), heard.servers(), NEVER)
+        async with aclosing(watcher.watch()) as changes:
             coming = asyncio.ensure_future(anext(changes))
             await eventually(lambda: _connecting(port))
             (first,) = _connecting(port)
