@@ -951,3 +951,13 @@ async def test_who_is_told_nothing_of_another_place_holds_no_lease(server: Serve
     with pytest.raises(errors.NotFound, match="no device at 7-7"):
         await server.begin(BusId("7-7"))
     assert server.leases._leases == {}
+
+
+async def test_what_was_given_back_says_nothing_of_what_is_plugged_in_there_next(
+    server: Server,
+) -> None:
+    await server.attach(ANN)
+    await server.leases.release(server.device(), ANN)
+    server.kernel.plug(PLACE, "another")
+    await server.begin()
+    assert str(server.device().holder) == HOST
