@@ -28,8 +28,9 @@ from usb_remote.model import Server, State
 from usb_remote.virtual import VirtualDevices
 
 HOST = "127.0.0.1"
-QUICK = lease.Times(grace=0.05)
-"""A device hardly stays bound after its session."""
+QUICK = lease.Times(grace=0.05, reservation=600.0)
+"""A device hardly stays bound after its session. What is reserved is not free by itself so soon
+that a test would take that for what it waits for."""
 
 
 @dataclass

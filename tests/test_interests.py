@@ -174,7 +174,8 @@ async def test_force_does_not_wait_behind_a_wish_of_this_machine(
 ) -> None:
     await Bob(quick).takes_it()
     await here.attach("1-1", keep=True)
-    assert (await here.attach("1-1", force=True))["name"] == "1-1"
+    attached = await asyncio.wait_for(here.attach("1-1", force=True), patience(20))
+    assert attached["name"] == "1-1"
     assert here.stages() == {"1-1": Stage.ATTACHED}
 
 

@@ -533,7 +533,9 @@ async def test_a_device_of_two_wishes_is_detached_once(quick: Running, tmp_path:
         assert len(here.agent.statuses()) == 2
         await here.detach("1-1")
         assert importer.detached == [0]
-        assert {status.stage for status in here.agent.statuses()} == {Stage.ENDED}
+        for status in here.agent.statuses():
+            assert status.stage is Stage.ENDED
+            assert [loss.by for loss in status.losses] == [getpass.getuser()]
 
 
 async def test_after_a_restart_what_people_have_stays_and_what_no_program_claims_goes(

@@ -23,6 +23,7 @@ from tests.residing import Here, residing
 from tests.serving import HOST, Running, at, knowing, running_server, state_of
 from tests.waiting import eventually
 from usb_remote import agent_protocol, aio, errors, wiring
+from usb_remote.blocking import _Thread
 from usb_remote.client import How
 from usb_remote.holding.by_agent import ByAgent
 from usb_remote.matching import Query
@@ -173,6 +174,33 @@ def ends(folder: Path, code: str, agent: str, number: int = 0) -> subprocess.Com
             process.kill()
             raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def test_ctrl_c_ends_what_is_waited_for_and_not_the_block() -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        began.set()
+        try:
+            await asyncio.sleep(600)
+        finally:
+            ended.set()
+
+    def interrupt() -> None:
+        began.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with _Thread() as thread:
+            interrupting = threading.Thread(target=interrupt)
+            interrupting.start()
+            with pytest.raises(KeyboardInterrupt):
+                thread.run(work())
+            interrupting.join()
+            assert ended.wait(patience(10))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 WAITING = """

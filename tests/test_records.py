@@ -23,6 +23,7 @@ from usb_remote.agent.wishes import Wish
 from usb_remote.agent_protocol import AttachRequest, Kind, Loss, Stage
 from usb_remote.config import WishConfig
 from usb_remote.connection import connect
+from usb_remote.finder import Search
 from usb_remote.matching import Query
 from usb_remote.model import Cause, Match, State
 
@@ -255,8 +256,19 @@ async def test_whichever_is_free_first_is_taken(here: Here, quick: Running, what
     parts = here.agent._parts
     _, theirs = await claim_first(parts, ANY, None)
     waiting = asyncio.create_task(claim_first(parts, ANY, 0))
+    searches: list[Search] = []
+    world: Any = here.world
+    search = world.search
+
+    def counted() -> Search:
+        searches.append(search())
+        return searches[-1]
+
+    world.search = counted
     await asyncio.wait({waiting}, timeout=0.05)
+    world.search = search
     assert not waiting.done()
+    assert len(searches) < 10, "it sleeps meanwhile"
     if what == "a program lets go":
         theirs.drop()
     elif what == "a machine lets go":
