@@ -259,6 +259,16 @@ async def test_a_pause_ends_with_its_wish(
         assert importer.tries == 1
 
 
+async def test_a_queue_that_was_left_is_told_to_nobody(quick: Running, tmp_path: Path) -> None:
+    await bob(quick)
+    async with keeping(tmp_path, quick, FAULT, PATIENT) as (here, importer):
+        await eventually(is_at(here, Stage.WAITING))
+        await bob(quick, "detach")
+        await eventually(is_at(here, Stage.DELAYED))
+        importer.fault = None
+        assert (await here.attach("1-1"))["name"] == "1-1"
+
+
 async def test_who_asks_in_vain_hears_why_and_the_wish_goes_on(
     quick: Running, tmp_path: Path
 ) -> None:
