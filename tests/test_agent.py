@@ -8,6 +8,7 @@ import os
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +51,8 @@ from usb_remote.model import (
 from usb_remote.state import StateFile
 from usb_remote.values import DeviceName
 from usb_remote.virtual import KINDS
+
+ATTACH = b'{"command":"attach","handle":"1-1","v":1}'
 
 # -- what people ask for
 
@@ -633,6 +636,29 @@ async def test_an_agent_that_cannot_listen_says_so(here: Here, tmp_path: Path) -
     desk = Desk(here.agent, here.world, list, AgentInfo(version="3"))
     with pytest.raises(errors.SystemFault, match="another agent listens"):
         await desk.start(Path(here.socket))
+
+
+@pytest.mark.parametrize("request_", [b'{"command":"ports","v":1}', ATTACH])
+async def test_a_request_that_fails_unexpectedly_ends_its_connection_without_a_wrong_answer(
+    here: Here, tmp_path: Path, caplog: pytest.LogCaptureFixture, request_: bytes
+) -> None:
+    def broken(*_: object) -> list[Attachment]:
+        raise ZeroDivisionError
+
+    agent: Any = SimpleNamespace(attach=broken)
+    desk = Desk(agent, here.world, broken, AgentInfo(version="3"))
+    await eventually(lambda: here.world.is_settled)
+    await desk.start(tmp_path / "other.sock", group="no such group")
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "other.sock"))
+        writer.write(request_ + b'\n{"command":"info","v":1}\n')
+        async with asyncio.timeout(patience(20)):
+            assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+    finally:
+        await desk.stop()
+    assert "failed unexpectedly" in caplog.text
 
 
 async def test_a_wish_for_what_is_not_there_is_answered_at_once(here: Here, quick: Running) -> None:

@@ -109,13 +109,11 @@ class Desk:
         try:
             request = agent_protocol.parse_request(line)
             if isinstance(request, _Slow):
-                connection.pause(waits=True)
-                self._spawn(self._answer_later(request, connection), connection)
+                self._spawn(self._answer_slow(request, connection), request, connection)
             elif self._world.is_settled:
                 self._answer_now(request, connection)
             else:
-                connection.pause(waits=True)
-                self._spawn(self._answer_settled(request, connection), connection)
+                self._spawn(self._answer_settled(request, connection), request, connection)
         except errors.UsbRemoteError as error:
             connection.send(replies.failure(error, legacy=False))
 
@@ -124,7 +122,6 @@ class Desk:
     ) -> None:
         """An agent that has just been started has not heard of all servers yet."""
         await self._world.settled()
-        connection.resume()
         self._answer_now(request, connection)
 
     def _answer_now(
@@ -166,16 +163,30 @@ class Desk:
         for connection in self._watchers:
             connection.push(line)
 
-    async def _answer_later(self, request: _Slow, connection: ControlConnection) -> None:
+    async def _answer_slow(self, request: _Slow, connection: ControlConnection) -> None:
         self._ping_soon()
+        connection.send(replies.success(await self._do(request, connection), request))
+
+    async def _answer_later(
+        self,
+        answering: Coroutine[Any, Any, None],
+        request: agent_protocol.AgentRequest,
+        connection: ControlConnection,
+    ) -> None:
+        """Wait for an answer; a request without one ends its connection.
+
+        Otherwise its client would take the next answer for this one.
+        """
         try:
-            reply = replies.success(await self._do(request, connection), request)
+            await answering
         except errors.UsbRemoteError as error:
             log.info("%s for %s: %s", request.command, connection.user, error)
-            reply = replies.failure(error, legacy=False)
+            connection.send(replies.failure(error, legacy=False))
+        except Exception:  # a fault of ours: it ends this connection, and nobody else's
+            log.exception("%s for %s failed unexpectedly", request.command, connection.user)
+            connection.close()
         finally:
             connection.resume()
-        connection.send(reply)
 
     async def _do(self, request: _Slow, connection: ControlConnection) -> dict[str, Any] | None:
         if isinstance(request, ReleaseRequest):
@@ -218,16 +229,16 @@ class Desk:
         hold.on_loss, hold.on_attached = lost, back
         return _json(attached)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], connection: ControlConnection) -> None:
-        task = asyncio.create_task(work)
+    def _spawn(
+        self,
+        answering: Coroutine[Any, Any, None],
+        request: agent_protocol.AgentRequest,
+        connection: ControlConnection,
+    ) -> None:
+        connection.pause(waits=True)
+        task = asyncio.create_task(self._answer_later(answering, request, connection))
         self._tasks[task] = connection
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        connection = self._tasks.pop(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("a request failed unexpectedly", exc_info=error)
-            connection.close()
+        task.add_done_callback(self._tasks.pop)
 
     # -- connections
 
