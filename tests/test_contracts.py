@@ -5,20 +5,25 @@ The real kernel keeps them in tests/kernel/test_contracts.py.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.contracts import exporting, nodes
+from tests.contracts import exporting, importing, nodes
+from tests.fakes.client_kernel import ClientKernel
 from tests.fakes.export_host import OWN, FakeHost
 from tests.fakes.host_kernel import HostKernel
 from tests.fakes.nodes import Nodes
+from tests.importing import Bell, NoticingImporter
 from tests.patience import patience
+from tests.serving import QUICK, running_server
+from usb_remote.client import Importer
 from usb_remote.lease import ExportHost
 from usb_remote.usbip_host import Host
 from usb_remote.values import BusId
-from usb_remote.virtual import VirtualDevices
+from usb_remote.vhci import Vhci
+from usb_remote.virtual import KINDS, VirtualDevices
 
 
 class FolderBench:
@@ -143,3 +148,41 @@ class NodesBench:
 @pytest.mark.parametrize("check", nodes.CHECKS, ids=lambda check: check.__name__)
 def test_nodes(tmp_path: Path, check: nodes.Check) -> None:
     check(NodesBench(tmp_path))
+
+
+class ImportBench:
+    """An importer, and a server of this process."""
+
+    def __init__(self, importer: Importer, devices: VirtualDevices, usbip_port: int) -> None:
+        self.importer, self.devices, self.usbip_port = importer, devices, usbip_port
+        self.patience = patience(10)
+
+
+@pytest.fixture
+def vhci(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Importer]:
+    kernel = ClientKernel(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    yield Vhci(tmp_path / "sys", kernel.state, kernel.status, sudo=())
+    kernel.close()
+
+
+@pytest.fixture
+async def in_process(tmp_path: Path) -> AsyncIterator[Importer]:
+    bell = Bell()
+    importer = NoticingImporter(bell, tmp_path)
+    yield importer
+    for attachment in importer.list_attachments():
+        await importer.detach(attachment.vhci_port)
+    bell.close()
+
+
+@pytest.fixture(params=["vhci", "in_process"])
+def importer(request: pytest.FixtureRequest) -> Importer:
+    found: Importer = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.mark.parametrize("check", importing.CHECKS, ids=lambda check: check.__name__)
+async def test_import(importer: Importer, check: importing.Check) -> None:
+    async with running_server(*KINDS, times=QUICK) as server:
+        await check(ImportBench(importer, server.devices, server.exporter.port))

@@ -458,9 +458,10 @@ async def test_a_wish_remembers_its_newest_losses(here: Here, quick: Running) ->
 
 
 async def attach_as_stock_usbip(here: Here, bench: Running, bus_id: str = "1-1") -> None:
-    await here.importer.attach(
+    attachment = await here.importer.attach(
         "127.0.0.1", BusId(bus_id), usbip_port=bench.exporter.port, timeout=20
     )
+    await eventually(lambda: here.importer.local_bus_id(attachment))
 
 
 async def test_what_somebody_else_has_attached_is_followed_after_a_while(

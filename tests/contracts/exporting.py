@@ -256,7 +256,7 @@ async def until(condition: Callable[[], bool], timeout: float) -> None:
 
 
 async def fails(
-    error: type[errors.UsbRemoteError], doing: Awaitable[None]
+    error: type[errors.UsbRemoteError], doing: Awaitable[object]
 ) -> errors.UsbRemoteError:
     """As pytest.raises, which the machines do not have."""
     try:

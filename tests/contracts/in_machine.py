@@ -1,4 +1,4 @@
-"""The contracts on a real kernel: python3 -m tests.contracts.in_machine exporting, as root.
+"""The contracts on a real kernel: python3 -m tests.contracts.in_machine NAME, as root.
 
 What belongs here: what runs inside of a machine of tests/kernel, where there is no pytest.
 """
@@ -8,15 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tests.contracts import exporting
+from tests.contracts import exporting, importing
+from tests.serving import QUICK, running_server
+from usb_remote.client import Importer
 from usb_remote.lease import ExportHost
 from usb_remote.usbip_host import SYSFS, Host, write_attribute
 from usb_remote.values import BusId
+from usb_remote.vhci import Vhci
+from usb_remote.virtual import KINDS, VirtualDevices
 
 T = TypeVar("T")
 GADGET = Path("/sys/kernel/config/usb_gadget/board")
@@ -61,6 +66,27 @@ async def check_exporting() -> None:
         print("passed", check.__name__, flush=True)
 
 
+class ImportBench:
+    """Debian's vhci and usbip, and a server of this process."""
+
+    def __init__(self, devices: VirtualDevices, usbip_port: int) -> None:
+        self.importer: Importer = Vhci()
+        self.devices, self.usbip_port, self.patience = devices, usbip_port, PATIENCE
+
+
+async def check_importing() -> None:
+    """Each check on a server of its own; says which have passed."""
+    await Vhci().prepare()
+    for check in importing.CHECKS:
+        async with running_server(*KINDS, times=QUICK) as server:
+            bench = ImportBench(server.devices, server.exporter.port)
+            await check(bench)
+            for attachment in bench.importer.list_attachments():
+                await importing.enumerated(bench, attachment)
+                await importing.detach(bench, attachment.vhci_port)
+        print("passed", check.__name__, flush=True)
+
+
 def find(serial: str) -> Path | None:
     for file in DEVICES.glob("*-*/serial"):
         with contextlib.suppress(OSError):  # it is just going
@@ -94,4 +120,5 @@ def run(*command: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(check_exporting())
+    checks = {"exporting": check_exporting, "importing": check_importing}
+    asyncio.run(checks[sys.argv[1]]())

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from tests.contracts import exporting
+from tests.contracts import exporting, importing
 from tests.kernel.vm import VM
 
 HERE = Path(__file__).parent.parent
 IN_MACHINE = "PYTHONPATH=/root:/opt/usb-remote:/opt/py python3 -m tests.contracts.in_machine"
 
 
-def put_contracts(machine: VM) -> None:
-    for file in HERE.glob("contracts/*.py"):
-        machine.put(f"/root/tests/contracts/{file.name}", file.read_text())
+def passed(machine: VM, contract: str) -> list[str]:
+    """Run a contract in a machine; the names of the checks that have passed."""
+    for file in (*HERE.glob("contracts/*.py"), HERE / "serving.py"):
+        machine.put(f"/root/tests/{file.relative_to(HERE)}", file.read_text())
+    result = machine.sh(f"{IN_MACHINE} {contract}")
+    assert result.rc == 0, result
+    return result.out.split()[1::2]
+
+
+def names(checks: Iterable[object]) -> list[str]:
+    return [getattr(check, "__name__", "") for check in checks]
 
 
 def test_the_kernel_exports_as_its_fakes_do(vm: VM) -> None:
-    put_contracts(vm)
-    result = vm.sh(f"{IN_MACHINE} exporting")
-    assert result.rc == 0, result
-    checks = (*exporting.CHECKS, *exporting.KERNEL_CHECKS)
-    assert result.out.split()[1::2] == [check.__name__ for check in checks]
+    assert passed(vm, "exporting") == names((*exporting.CHECKS, *exporting.KERNEL_CHECKS))
+
+
+def test_the_kernel_imports_as_its_fakes_do(vm: VM) -> None:
+    assert passed(vm, "importing") == names(importing.CHECKS)
