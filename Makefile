@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check coverage soak docs generate screenshots dist bench clean
+.PHONY: demo test test-units test-kernel check coverage soak mutants docs generate screenshots dist bench clean
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -19,8 +19,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 demo: .venv/installed  ## show the main job on devices that are programs
 	@$(BIN)/usb-remote demo
 
-test: .venv/ready  ## run the tests; those that lack root or Debian packages say so and are skipped
-	@$(BIN)/pytest -n 4 --dist worksteal -m "not docs and not soak" --ignore tests/kernel tests
+test: test-units test-kernel  ## run the tests; those that lack root or Debian packages say so and are skipped
+
+test-units: .venv/ready  ## without virtual machines; with MUTANTS_REACH=FILE it notes who reaches what
+	@$(BIN)/python -m pytest $(if $(MUTANTS_REACH),-p tools.mutants.recorder) -n 4 --dist worksteal \
+		-m "not docs and not soak" --ignore tests/kernel tests
+
+test-kernel: .venv/ready
 	@$(BIN)/pytest -n 2 --dist load --maxschedchunk 1 -m "not soak" tests/kernel
 
 check: .venv/ready  ## format, lint, types, imports, docs

@@ -37,6 +37,8 @@ ROOM = "x" * 4000
 
 
 def main() -> None:
+    if "MUTANTS_REACH" in os.environ:
+        importlib.import_module("tools.mutants.probes").install()
     for name in LOADED.split():
         importlib.import_module(name)
     gc.freeze()  # so that the forks share it
@@ -84,7 +86,7 @@ def become(order: dict[str, Any], files: list[int]) -> None:
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
-    tell_coverage()
+    tell_measurers()
     time.tzset()
     open_standard_files()
     words = order["argv"]
@@ -95,11 +97,13 @@ def become(order: dict[str, Any], files: list[int]) -> None:
     show([sys.executable, "-m", "usb_remote", *words])
 
 
-def tell_coverage() -> None:
+def tell_measurers() -> None:
     """What runs from now on counts for the test that ordered it, not for whoever came first."""
     coverage = sys.modules.get("coverage")
     if coverage and (measuring := coverage.Coverage.current()):
         measuring.switch_context(os.environ.get("PYTEST_CURRENT_TEST", ""))
+    if probes := sys.modules.get("tools.mutants.probes"):
+        probes.forget()
 
 
 def open_standard_files() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import subprocess
+import sys
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
-from tools.mutants import choice, reach
-from tools.mutants.__main__ import table, try_all
+from tools.mutants import choice, probes, reach
+from tools.mutants.__main__ import Work, main, said, table, try_all
 from tools.mutants.bench import Result
 from tools.mutants.mutations import mutants_of
 from tools.mutants.reach import Reach
@@ -24,7 +28,7 @@ def clip(value: int, least: int = 0) -> int:
     """Not above MOST, and not below that."""
     if value > MOST:
         return MOST
-    return max(value, least)
+    return value if value > least else least
 
 
 def of_a_process(text: str) -> int:
@@ -37,6 +41,9 @@ from sample.sums import clip
 def test_top():
     assert clip(50) == 10
 
+def test_top_again():
+    assert clip(60) == 10
+
 def test_process():
     code = "from sample import sums; print(sums.of_a_process('5'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -48,7 +55,10 @@ addopts = ["--import-mode=importlib"]
 asyncio_default_fixture_loop_scope = "function"
 pythonpath = ["src"]
 """
-TOP, PROCESS = "tests/test_sums.py::test_top", "tests/test_sums.py::test_process"
+TOP, AGAIN, PROCESS = (
+    f"tests/test_sums.py::test_{name}" for name in ("top", "top_again", "process")
+)
+BOTH = {TOP, AGAIN}
 
 
 def changes(code: str) -> set[str]:
@@ -189,6 +199,10 @@ def test_what_no_test_notices_survives_and_what_none_reaches_is_told(
 ) -> None:
     survivor = results["def clip(value: int, least: int=1) -> int:"]
     assert (survivor.verdict, survivor.nearest) == ("survived", (TOP,))
+    unreached = results["return value if value >= least else least"]
+    assert unreached.verdict == "unreached"
+    assert ("SURVIVED" in said(survivor), TOP in said(survivor)) == (True, True)
+    assert "NO UNIT TEST REACHES IT" in said(unreached)
 
 
 def test_what_is_named_equivalent_is_not_tried_and_does_not_count(
@@ -202,9 +216,80 @@ def test_what_is_named_equivalent_is_not_tried_and_does_not_count(
 
 def test_one_measured_run_tells_which_tests_reach_a_line(project: Path) -> None:
     known = reach.load(project, workers=0)
-    by_line = {m.lines[0]: list(known.tests_of(m)) for m in mutants_of(FILE, SOURCE)}
-    assert by_line == {3: [TOP], 6: [TOP], 8: [TOP], 9: [TOP], 10: [], 14: [PROCESS]}
+    by_line = {m.lines[0]: set(known.tests_of(m)) for m in mutants_of(FILE, SOURCE)}
+    assert by_line == {3: BOTH, 6: BOTH, 8: BOTH, 9: BOTH, 10: set(), 14: {PROCESS}}
     assert reach.load(project).seconds == known.seconds  # kept: measured by no second run
+
+
+def test_a_run_that_happens_anyway_notes_who_reaches_what_is_drawn(
+    project: Path, tmp_path: Path
+) -> None:
+    notes, found = tmp_path / "notes.json", mutants_of(FILE, SOURCE)
+    reach.order(project, notes, found)
+    path = f"{reach.HERE}:{project / 'src'}"
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tools.mutants.recorder", "-n1", "tests"],
+        cwd=project,
+        env={**os.environ, probes.VARIABLE: str(notes), "PYTHONPATH": path},
+        check=True,
+    )
+    known = reach.noted(project, notes)
+    by_line = {m.lines[0]: set(known.tests_of(m)) for m in found}
+    # a Python that a test starts, and that is no fork of ours, has no probes
+    assert by_line == {3: BOTH, 6: BOTH, 8: BOTH, 9: BOTH, 10: set(), 14: set()}
+
+
+PROBED = """\
+def f(x=1):
+    "text"
+    while x < 3:
+        x += 1
+    else:
+        x = lambda: 5
+    match x():
+        case 5:
+            def inner(): return 7
+    try:
+        return inner()
+    finally:
+        pass
+f()
+"""
+
+
+def test_a_probe_is_met_where_its_line_runs_and_moves_no_other() -> None:
+    met: list[str] = []
+    lines = range(1, 15)
+    tree = probes.with_probes(PROBED, "it.py", lines)
+    exec(compile(tree, "it.py", "exec"), {probes.PROBE: met.append})
+    # not 5, 8 and 12, which are no statements, nor 14, which is in no function
+    assert [int(place.removeprefix("it.py:")) for place in met] == [
+        1, 2, 3, 4, 4, 6, 7, 10, 11, 9, 13,
+    ]  # fmt: skip
+    bare = compile(probes.with_probes(PROBED, "it.py", ()), "it.py", "exec")
+    assert bare.co_code == compile(PROBED, "it.py", "exec").co_code
+
+
+def test_none_is_started_after_the_time(tmp_path: Path) -> None:
+    late = Work(
+        benches=SimpleQueue(), known=Reach(tmp_path, {}, {}), seconds=1.0, until=0.0,
+        equivalents=choice.Equivalents(tmp_path / "none"),
+    )  # fmt: skip
+    result = late.attempt(mutants_of(FILE, SOURCE)[0])
+    assert (result.verdict, table([result])[1]) == ("untried", 100)
+
+
+def test_without_a_tag_all_lines_are_new(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / FILE).parent.mkdir(parents=True)
+    (tmp_path / FILE).write_text(SOURCE)
+    git(tmp_path, "init", "--quiet")
+    notes = tmp_path / "notes.json"
+    words = ["--root", str(tmp_path), "--changed-since", "--seed", "1", "--order", str(notes)]
+    assert main(words) == 0
+    assert "no tag yet" in capsys.readouterr().out
+    assert json.loads(notes.read_text())["wanted"] == {FILE: [7, 8, 9, 10, 14]}
 
 
 def test_only_new_lines_count_not_those_that_moved(project: Path) -> None:
@@ -213,8 +298,8 @@ def test_only_new_lines_count_not_those_that_moved(project: Path) -> None:
     new.write_text(SOURCE.replace("* 3", "* 7").replace("MOST = 10", "# said\n\nMOST  =  10"))
     git(project, "add", "--intent-to-add", ".")
     try:
-        since, lines = choice.changed_lines(project)
-        assert (since, lines) == ("v1", {"src/sample/moved.py": {16}})
+        lines = {"src/sample/moved.py": {16}}
+        assert choice.changed_lines(project) == ("v1", lines)
         found = choice.mutants(project, ["src/sample/moved.py"], lines)
         assert {m.before for m in found} == {"return int(text) * 7"}
     finally:

@@ -1,13 +1,15 @@
 """`make mutants`: plant small faults, one at a time, and see which of them the tests notice.
 
-We wrote this because no kept tool does it: of those that fork after the imports or choose tests by
-coverage (mutmut 3.8, pytest-gremlins 1.12) none draws a sample by a seed, keeps to lines changed
-since a tag, removes statements or reaches code outside of functions; cosmic-ray runs all tests for
-each mutant, and mutatest has not moved since 2022. mutmut also turned a file of 313 lines into one
-of 7,688, and tests read our sources.
+We found no tool that draws a sample by a seed, keeps to lines that are new since a tag, and reaches
+code outside of functions. We tried mutmut 3.8 on two files: no seed, no code outside of functions,
+and 313 lines became 7,688, while some of our tests read our sources. Of pytest-gremlins, cosmic-ray
+and mutatest we have only read the documentation.
 
 A mutant is tried with tests that reach it, cheapest first, as many as `--seconds` has room for. One
 that survives might have been noticed by a dearer test, so the figure is rather too low.
+
+Who reaches what is measured by a run of the unit tests of its own, or (in CI) noted by the one that
+happens anyway: `--order FILE` before, `--noted FILE` after, and the same choice both times.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import tempfile
 import time
@@ -25,7 +28,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 
-from tools.mutants import choice, reach
+from tools.mutants import choice, probes, reach
 from tools.mutants.bench import Bench, Result, within
 from tools.mutants.mutations import Mutant
 from tools.mutants.reach import Reach
@@ -36,22 +39,26 @@ WORKERS = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     root = options.root.resolve()
-    if options.record:
-        return reach.measure(root, options.workers)
-    chosen = _chosen(root, options)
-    known = reach.load(root, options.workers)
     began = time.monotonic()
-    results = try_all(root, chosen, known, options.seconds, workers=options.workers)
+    chosen = _chosen(root, options)
+    if options.order:
+        reach.order(root, options.order, chosen)
+        return 0
+    known = reach.noted(root, options.noted) if options.noted else reach.load(root)
+    results = try_all(root, chosen, known, options.seconds, until=began + options.budget)
     done: list[Result] = []
     with (root / "mutants.jsonl").open("w") as file:
         for result in results:
-            print(_said(result), flush=True)
-            file.write(_record(result))
-            file.flush()
             done.append(result)
+            if result.verdict != "untried":
+                print(said(result), flush=True)
+                file.write(_record(result))
+                file.flush()
     rows, share = table(done)
     print("", *rows, sep="\n")
-    print(f"seed {options.seed}, {time.monotonic() - began:.0f} s; each one is in mutants.jsonl")
+    tried = sum(result.verdict != "untried" for result in done)
+    took = f"{time.monotonic() - began:.0f} s"
+    print(f"seed {options.seed}: tried {tried} of {len(done)}, {took}; each is in mutants.jsonl")
     if share < options.at_least:
         print(f"error: fewer than {options.at_least:g} % were noticed", file=sys.stderr)
         return 1
@@ -68,8 +75,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--at-least", type=float, default=0.0, metavar="PERCENT", help="else exit status 1")
     add("--changed-since", nargs="?", const="", metavar="REV",
         help="only lines that are new since then; without REV: since the newest tag")  # fmt: skip
-    add("--record", action="store_true", help="only run the unit tests and keep what they reach")
-    add("--workers", type=int, default=WORKERS)
+    add("--order", type=Path, metavar="FILE",
+        help=f"only write what is to be noted, for a run with {probes.VARIABLE}=FILE")  # fmt: skip
+    add("--noted", type=Path, metavar="FILE", help="what such a run has noted")
+    add("--budget", type=float, default=math.inf, help="start none after so many seconds")
     add("--root", type=Path, default=reach.HERE, help="of the project; default: this one")
     return parser.parse_args(arguments)
 
@@ -78,8 +87,11 @@ def _chosen(root: Path, options: argparse.Namespace) -> list[Mutant]:
     lines = None
     files = options.files or choice.core(root)
     if options.changed_since is not None:
-        since, lines = choice.changed_lines(root, options.changed_since or None)
-        print(f"{sum(map(len, lines.values()))} new lines since {since}")
+        if changed := choice.changed_lines(root, options.changed_since):
+            since, lines = changed
+            print(f"{sum(map(len, lines.values()))} new lines since {since}")
+        else:
+            print("no tag yet: all lines count as new")
     found = choice.mutants(root, files, lines)
     chosen = choice.draw(found, options.count, options.seed)
     print(f"seed {options.seed}: {len(chosen)} of {len(found)} mutants, in {len(files)} files")
@@ -93,9 +105,10 @@ def try_all(
     seconds: float,
     *,
     equivalent: Path = choice.EQUIVALENT,
+    until: float = math.inf,
     workers: int = WORKERS,
 ) -> Iterator[Result]:
-    """Results as they come."""
+    """Results as they come; none is started after `until` (time.monotonic)."""
     if not chosen:
         return
     with ExitStack() as stack:
@@ -109,7 +122,7 @@ def try_all(
             benches.put(bench)
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         list(pool.map(lambda _: _get_ready(benches, chosen, known), range(benches.qsize())))
-        work = _Work(benches, known, seconds, choice.Equivalents(equivalent))
+        work = Work(benches, known, seconds, until, choice.Equivalents(equivalent))
         yield from pool.map(work.attempt, chosen)
 
 
@@ -126,15 +139,18 @@ def _get_ready(benches: SimpleQueue[Bench], chosen: Sequence[Mutant], known: Rea
 
 
 @dataclasses.dataclass(frozen=True)
-class _Work:
+class Work:
     benches: SimpleQueue[Bench]
     known: Reach
     seconds: float
+    until: float
     equivalents: choice.Equivalents
 
     def attempt(self, mutant: Mutant) -> Result:
         if reason := self.equivalents.reason(mutant):
             return Result(mutant, "equivalent", reason)
+        if time.monotonic() > self.until:
+            return Result(mutant, "untried")
         reaching = self.known.tests_of(mutant)
         bench = self.benches.get()
         try:
@@ -144,17 +160,19 @@ class _Work:
             self.benches.put(bench)
 
 
-def _said(result: Result) -> str:
+def said(result: Result) -> str:
     mutant, by = result.mutant, result.by.splitlines()[-1] if result.by else ""
     outcome = {
         "killed": f"killed by {by}",
         "hung": f"hung: {by}",
-        "survived": f"SURVIVED {result.tried} of {result.reaching} tests",
-        "unreached": "NO TEST REACHES IT",
+        "survived": "\n        ".join(
+            [f"SURVIVED {result.tried} of {result.reaching} tests:", *result.nearest]
+        ),
+        "unreached": "NO UNIT TEST REACHES IT in a process that is measured",
         "equivalent": f"equivalent: {by}",
         "broken": f"BROKEN: {by}",
     }[result.verdict]
-    return f"{mutant.place} {mutant.function}: {mutant.change}\n    {outcome} ({result.seconds} s)"
+    return f"{mutant.place} {mutant.function}: {mutant.change} ({result.seconds} s)\n    {outcome}"
 
 
 def _record(result: Result) -> str:

@@ -30,7 +30,7 @@ class Result:
     """What became of a mutant.
 
     Attributes:
-        verdict: killed, hung (killed, too), survived, unreached, equivalent or broken.
+        verdict: killed, hung (killed, too), survived, unreached, equivalent, untried or broken.
         by: the test that noticed it, or why it counts as equivalent.
         nearest: the cheapest tests that reach it.
         tried, reaching: how many tests ran at most, and how many there are.
@@ -51,7 +51,7 @@ class Result:
 
     @property
     def counts(self) -> bool:
-        return self.verdict != "equivalent"
+        return self.verdict not in ("equivalent", "untried")
 
 
 class Bench:
@@ -108,7 +108,7 @@ class Bench:
             left = {test: cost for test, cost in left.items() if test not in part}
             room = float("inf")
         seconds = round(time.monotonic() - began, 2)
-        nearest, by = tuple(tests)[:5], said.get("by", "")
+        nearest, by = tuple(tests)[:3], said.get("by", "")
         return Result(mutant, said["verdict"], by, seconds, nearest, len(tests), reaching)
 
     def _is_to_blame(

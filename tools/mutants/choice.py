@@ -68,15 +68,15 @@ class Equivalents:
         return self.reasons.get((mutant.function, mutant.before, mutant.after))
 
 
-def changed_lines(root: Path, since: str | None = None) -> tuple[str, dict[str, set[int]]]:
+def changed_lines(root: Path, since: str = "") -> tuple[str, dict[str, set[int]]] | None:
     """The commit, by default the newest tag, and the lines of src/ that are new since.
 
-    A line that the same change took away elsewhere has only moved.
+    None if there is no tag. A line that the same change took away elsewhere has only moved.
     """
     if not since:
         newest = _git(root, "for-each-ref", "--sort=-creatordate", "--count=1", "refs/tags").split()
         if not newest:
-            raise SystemExit("error: there is no tag\nhint: give a commit: --changed-since REV")
+            return None
         since = newest[-1].removeprefix("refs/tags/")
     command = ("diff", "-M", "-w", "-U0", "--no-color", "--no-ext-diff", since, "--", "src")
     return since, new_lines(_git(root, *command))

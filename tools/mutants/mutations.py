@@ -37,7 +37,7 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 _NO_CODE = ("decorator_list", "annotation", "returns", "args", "bases", "keywords", "type")
 _BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
 _Statement = ast.stmt | ast.ExceptHandler | ast.match_case
-_Function = ast.FunctionDef | ast.AsyncFunctionDef
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ class _Finder:
         if isinstance(node, ast.If | ast.While):
             yield from self._mutants(node.test, _negated(node.test), place)
         names, in_function = place.names, place.in_function
-        if isinstance(node, ast.ClassDef | _Function):
-            names, in_function = (*names, node.name), isinstance(node, _Function)
-        if isinstance(node, _Function):
+        if isinstance(node, ast.ClassDef | Function):
+            names, in_function = (*names, node.name), isinstance(node, Function)
+        if isinstance(node, Function):
             for default in [*node.args.defaults, *node.args.kw_defaults]:
                 if default is not None:
                     yield from self._in_expression(default, place)
@@ -164,7 +164,7 @@ class _Finder:
             yield Mutant(
                 file=self._file,
                 function=".".join(place.names),
-                lines=_lines(node),
+                lines=lines_of(node),
                 reach=_reach(node, place),
                 names=() if place.in_function else _names(place),
                 before=_on_one_line(head),
@@ -365,9 +365,11 @@ def _code(node: ast.expr | ast.stmt, changed: ast.AST) -> str:
     return ast.unparse(changed) + "\n" * (last - first)
 
 
-def _lines(node: ast.expr | ast.stmt) -> tuple[int, int]:
-    """Those of a compound statement end with its head."""
+def lines_of(node: ast.expr | ast.stmt) -> tuple[int, int]:
+    """The first and the last; those of a compound statement end with its head."""
     body = getattr(node, "body", None)
+    if isinstance(node, ast.Match):
+        return node.lineno, max(node.lineno, node.cases[0].pattern.lineno - 1)
     if isinstance(node, ast.stmt) and isinstance(body, list) and body:
         return node.lineno, max(node.lineno, body[0].lineno - 1)
     return node.lineno, node.end_lineno or node.lineno
@@ -375,10 +377,10 @@ def _lines(node: ast.expr | ast.stmt) -> tuple[int, int]:
 
 def _reach(node: ast.expr | ast.stmt, place: _Place) -> tuple[tuple[int, int], ...]:
     """A default value is reached with the function that has it."""
-    if isinstance(place.statement, _Function):
+    if isinstance(place.statement, Function):
         body = place.statement.body
         return ((body[0].lineno, body[-1].end_lineno or body[-1].lineno),)
-    return _lines(node), _lines(place.statement)
+    return lines_of(node), lines_of(place.statement)
 
 
 def _names(place: _Place) -> tuple[str, ...]:

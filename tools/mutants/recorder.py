@@ -1,34 +1,39 @@
-"""A pytest plugin that notes which test is running for coverage, and what each test costs.
+"""A pytest plugin that notes which test is running, what each test costs, and what it reaches.
 
-Rule of this file: it runs inside other people's test processes, so it changes nothing there. The
-coverage package starts itself in every process (see reach.py); this only names the contexts.
+Rule of this file: it runs inside other people's test processes, so it changes nothing there. Either
+the coverage package starts itself in every process (see reach.py), and this names the contexts; or
+the order names lines, and these get probes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Generator
+from pathlib import Path
 
-import coverage
 import pytest
 
-VARIABLE = "MUTANTS_COSTS"
-"""Environment variable: the file that gets one JSON line for each test."""
+from tools.mutants import probes
 
 _seconds: dict[str, float] = {}
 _bad: set[str] = set()
 
+probes.install()  # now: conftest.py is not imported yet, nor are the plugins of what is installed
+
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    measuring = coverage.Coverage.current()
-    if measuring is not None:
+    probes.forget()
+    coverage = sys.modules.get("coverage")
+    measuring = coverage and coverage.Coverage.current()
+    if measuring:
         measuring.switch_context(item.nodeid)
     try:
         return (yield)
     finally:
-        if measuring is not None:
+        if measuring:
             measuring.switch_context("")
 
 
@@ -39,8 +44,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Only the process that hears of all tests writes: with pytest-xdist, not its workers."""
+    """Only the process that hears of all tests writes: with pytest-xdist, not its workers.
+
+    Tests that failed or were skipped are left out: they cannot tell a mutant.
+    """
     if hasattr(session.config, "workerinput"):
         return
-    with open(os.environ[VARIABLE], "w", encoding="utf-8") as file:  # noqa: PTH123
-        json.dump({name: s for name, s in _seconds.items() if name not in _bad}, file)
+    file = Path(os.environ[probes.VARIABLE])
+    passed = {name: seconds for name, seconds in _seconds.items() if name not in _bad}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "seconds": passed}))

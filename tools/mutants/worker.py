@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ class Chosen:
     tests: dict[str, float]
     scale: float
     tell: Callable[[dict[str, Any]], None]
-    found: list[str] = field(default_factory=list)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection_modifyitems(
@@ -48,7 +47,6 @@ class Chosen:
         """After all others have had their say on the order."""
         yield
         items[:] = sorted((i for i in items if i.nodeid in self.tests), key=self._turn)
-        self.found = [item.nodeid for item in items]
         for item in items:
             limit = self.scale * (10 + 5 * self.tests[item.nodeid])
             item.add_marker(pytest.mark.timeout(limit), append=False)
@@ -99,19 +97,16 @@ class Worker:
         path.write_text("\n".join(names))
         return int(status)
 
-    def run(self, job: dict[str, Any]) -> dict[str, Any]:
+    def run(self, job: dict[str, Any]) -> Any:
         file = self._root / job["file"]
         original = file.read_text()
         try:
             self._write(file, job["text"])
-            began = time.monotonic()
             verdict = self._fork(lambda tell: self._test(job, tell), job["limit"])
             if verdict["verdict"] == "ended":  # what is tested has ended the process of the tests
-                verdict = {
-                    "verdict": "killed",
-                    "by": f"every test (their process ended{self._log()})",
-                }
-            return {**verdict, "seconds": round(time.monotonic() - began, 2)}
+                by = f"every test (their process ended{self._log()})"
+                return {"verdict": "killed", "by": by}
+            return verdict
         finally:
             self._write(file, original)
             shutil.rmtree(self._root / ".hypothesis", ignore_errors=True)
@@ -132,7 +127,7 @@ class Worker:
         base = f"--basetemp={self._root.parent / 't'}"
         status = pytest.main([*OPTIONS, base, *files], plugins=[chosen])
         if status == pytest.ExitCode.OK:
-            tell({"verdict": "survived", "ran": len(chosen.found)})
+            tell({"verdict": "survived"})
         elif status == pytest.ExitCode.NO_TESTS_COLLECTED:
             tell({"verdict": "broken", "by": "none of its tests was found"})
         else:  # conftest.py cannot be imported, or our own pytest plugin is in pytest's way
