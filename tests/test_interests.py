@@ -516,3 +516,24 @@ def test_losses_are_counted_within_a_minute() -> None:
     now = datetime.now(UTC)
     losses = [Loss(at=now.replace(year=2020)), Loss(at=now)]
     assert backoff.count_recent(losses, now, Times.within) == 1
+
+
+async def test_what_a_wish_has_with_a_program_stays_when_that_ends(tmp_path: Path) -> None:
+    wish = WishConfig(serial="MINE", name=DeviceName("board"))
+    async with (
+        relabelled({"1-1": "OTHER"}) as (quick, serials),
+        residing(tmp_path, at(quick), attach=(wish,)) as here,
+    ):
+        async with await here.talk() as program:
+            await program.request(HOLD)
+            here.pull(quick, "serial")
+            await eventually(lambda: Stage.ATTACHED not in here.stages().values())
+            serials["1-1"] = "MINE"
+            quick.devices.plug("serial")
+            both = {"1-1": Stage.ATTACHED, "board": Stage.ATTACHED}
+            await eventually(lambda: here.stages() == both)
+            assert here.importer.count == 2
+        await eventually(lambda: here.stages() == {"board": Stage.ATTACHED})
+        (status,) = here.agent.statuses()
+        assert status.losses == ()
+        assert (state_of(quick, "1-1"), here.importer.count) == (State.IN_USE, 2)
