@@ -115,7 +115,9 @@ async def exports(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     made.close()
 
 
-@pytest.mark.parametrize("check", exporting.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", [*exporting.CHECKS, *exporting.PULLS], ids=lambda check: check.__name__
+)
 async def test_export(exports: Made, check: exporting.Check) -> None:
     await check(exports)
 

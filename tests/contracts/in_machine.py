@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tests.contracts import exporting, importing
+from tests.contracts import exporting, importing, nodes
 from tests.serving import QUICK, running_server
 from usb_remote.client import Importer
 from usb_remote.lease import ExportHost
+from usb_remote.udev.nodes import list_parts
 from usb_remote.usbip_host import SYSFS, Host, write_attribute
 from usb_remote.values import BusId
 from usb_remote.vhci import Vhci
@@ -54,10 +55,18 @@ class KernelBench:
     def write(self, attribute: str, text: str) -> None:
         write_attribute(SYSFS / "bus/usb" / attribute, text)
 
+    def list_parts(self) -> nodes.Parts:
+        return list_parts(self.bus_id)
+
 
 async def check_exporting() -> None:
     """Each check on a bench of its own; says which have passed."""
     make_gadget()
+    bench = KernelBench()
+    for look in nodes.CHECKS:
+        look(bench)
+        print("passed", look.__name__, flush=True)
+    bench.pull()
     for check in (*exporting.CHECKS, *exporting.KERNEL_CHECKS):
         bench = KernelBench()
         await check(bench)

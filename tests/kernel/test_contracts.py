@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.contracts import exporting, importing
+from tests.contracts import exporting, importing, nodes
 from tests.kernel.vm import VM
 
 HERE = Path(__file__).parent.parent
@@ -26,7 +26,8 @@ def names(checks: Iterable[object]) -> list[str]:
 
 
 def test_the_kernel_exports_as_its_fakes_do(vm: VM) -> None:
-    assert passed(vm, "exporting") == names((*exporting.CHECKS, *exporting.KERNEL_CHECKS))
+    checks = (*nodes.CHECKS, *exporting.CHECKS, *exporting.KERNEL_CHECKS)
+    assert passed(vm, "exporting") == names(checks)
 
 
 def test_the_kernel_imports_as_its_fakes_do(vm: VM) -> None:
