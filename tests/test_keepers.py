@@ -331,7 +331,8 @@ async def test_attached_to_what_the_cause_says(
                 await here.detach("1-1")
                 await eventually(is_at(here, Stage.ENDED))
                 await here.attach("1-1", duration=time)
-            await eventually(is_at(here, Stage.ATTACHED))
+            else:
+                await eventually(is_at(here, Stage.ATTACHED))
             await once(here, quick, cause)
             await eventually(is_at(here, after))
             loss = only(here).losses[-1]
