@@ -20,6 +20,7 @@ from tests.serving import QUICK, Running, at, running_server, state_of
 from tests.waiting import eventually
 from usb_remote import errors, protocol
 from usb_remote.agent.following import Following
+from usb_remote.agent.strangers import Strangers
 from usb_remote.agent.times import Times
 from usb_remote.agent_protocol import AttachRequest, Kind, Loss, Stage, Status
 from usb_remote.client import How
@@ -486,7 +487,7 @@ async def test_what_is_attached_for_too_short_or_is_ours_is_nobody_elses(
     quick: Running, tmp_path: Path
 ) -> None:
     async with residing(tmp_path, at(quick)) as here:
-        strangers = here.agent._strangers
+        strangers = Strangers(here.agent._parts, here.agent._records)  # with a clock of its own
         assert not strangers.look(0)
         await here.attach("1-2")
         await attach_as_stock_usbip(here, quick)
@@ -513,7 +514,7 @@ async def test_what_an_unknown_server_has_given_is_left_alone(
     async with residing(tmp_path, times=times) as here:
         await attach_as_stock_usbip(here, quick)
         here.world.look()
-        assert not here.agent._strangers.look(0.0)
+        assert not Strangers(here.agent._parts, here.agent._records).look(0.0)
         assert here.agent.statuses() == []
 
 
