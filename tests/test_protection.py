@@ -126,6 +126,39 @@ def test_an_interface_below_the_one_with_the_default_route(machine: Machine) -> 
     )
 
 
+def test_a_mount_is_known_by_its_number_whatever_its_source_is_called(machine: Machine) -> None:
+    machine.write("proc/self/mountinfo", "30 1 8:1 / /data rw - ext4 /dev/root rw")
+    assert machine.reason() == "sda1 is mounted at /data"
+
+
+def test_the_first_mount_of_several_and_the_first_reason_are_told(machine: Machine) -> None:
+    lines = ("30 1 8:0 / /a rw - ext4 /dev/sda rw", "31 1 8:0 / /b rw - ext4 /dev/sda rw",
+             "32 1 8:1 / /c rw - ext4 /dev/sda1 rw")  # fmt: skip
+    machine.write("proc/self/mountinfo", "\n".join(lines))
+    assert machine.reason() == "sda is mounted at /a"
+
+
+def test_the_neighbour_whose_name_begins_alike_is_free(machine: Machine) -> None:
+    machine.write("proc/self/mountinfo", "30 1 8:1 / /data rw - ext4 /dev/sda1 rw")
+    shorter = machine.stick.with_name("1-")
+    assert Protection(machine.proc, machine.sysfs)([shorter]) == {}
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("proc/net/route", "h\neth7 00000000 0100A8C0 0003 0 0 0 00000080"),
+        ("proc/net/ipv6_route", f"{'0' * 32} 01 {'0' * 32} 00 {'f' * 32} 0 0 0 0 eth7"),
+    ],
+)
+def test_a_route_to_a_part_of_the_network_is_no_default_route(
+    machine: Machine, table: str, line: str
+) -> None:
+    add_adapter(machine)
+    machine.write(table, line)
+    assert machine.reason() is None
+
+
 # -- what only the kernel knows, when a disk is taken from its driver ---------------------------
 
 
