@@ -34,6 +34,8 @@ SEED = int(os.environ.get("USB_REMOTE_SEED") or 11)
 def pytest_configure(config: pytest.Config) -> None:
     interrupts.give_to_programs()
     config.option.hypothesis_seed = config.option.hypothesis_seed or SEED
+    for kind in kinds.ALL:
+        config.addinivalue_line("markers", f"{kind.name}: its folder's, see tests/kinds.py")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Ledger(SEED), "usb-remote-ledger")
 

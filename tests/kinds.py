@@ -34,6 +34,7 @@ class Kind:
 UNIT = Kind("unit", seconds=120, reruns=0)
 NETWORK = Kind("network", seconds=300, reruns=1)
 KERNEL = Kind("kernel", seconds=600, reruns=1)
+ALL = (UNIT, NETWORK, KERNEL)
 SOAK_SECONDS = 3600.0
 """How long a test may take that only `make soak` runs."""
 

@@ -75,8 +75,8 @@ def success(number: int) -> bytes:
     return protocol.encode({"status": "success", "data": {"number": number}})
 
 
-async def ask(server: Server, request: protocol.Request, timeout: float = 20.0) -> object:
-    async with await connect(server, patience(timeout)) as connection:
+async def ask(server: Server, request: protocol.Request, seconds: float = 20.0) -> object:
+    async with await connect(server, patience(seconds)) as connection:
         return (await connection.request(request)).data
 
 

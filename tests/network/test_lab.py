@@ -283,8 +283,13 @@ def send(host: Host, target: str) -> None:
     host.run([sys.executable, "-c", SEND, target, str(PORT)])
 
 
-def hears(host: Host, target: str, seconds: int = 5) -> bool:
-    return host.run(["ping", "-c1", f"-W{seconds}", target], check=False).returncode == 0
+def hears(host: Host, target: str, seconds: int | None = None) -> bool:
+    """Ask once a second until it answers: a cable that was plugged in is noticed within a second.
+
+    The kernel takes the changes of a link together (net/core/link_watch.c).
+    """
+    limit = seconds or round(patience(5))
+    return host.run(["ping", "-c1", f"-w{limit}", target], check=False).returncode == 0
 
 
 def received(ping: str) -> int:
