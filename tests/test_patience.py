@@ -38,9 +38,9 @@ def sources() -> Iterator[tuple[str, ast.Module]]:
 
 
 def number(node: ast.expr | None) -> float | None:
-    """A bare number; 0 and less than a tenth are no bounds but looks at what is so now."""
+    """A bare number; 0.2 and less are no bounds but looks at what is so now."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return float(node.value) if node.value > 0.1 else None  # type: ignore[operator,arg-type]
+        return float(node.value) if node.value > 0.2 else None  # type: ignore[operator,arg-type]
     return None
 
 
