@@ -86,7 +86,8 @@ def become(order: dict[str, Any], files: list[int]) -> None:
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
-    tell_measurers()
+    if probes := sys.modules.get("tools.mutants.probes"):
+        probes.forget()  # who came first has reached nothing for whoever ordered this
     time.tzset()
     open_standard_files()
     words = order["argv"]
@@ -95,15 +96,6 @@ def become(order: dict[str, Any], files: list[int]) -> None:
         *words,
     ]
     show([sys.executable, "-m", "usb_remote", *words])
-
-
-def tell_measurers() -> None:
-    """What runs from now on counts for the test that ordered it, not for whoever came first."""
-    coverage = sys.modules.get("coverage")
-    if coverage and (measuring := coverage.Coverage.current()):
-        measuring.switch_context(os.environ.get("PYTEST_CURRENT_TEST", ""))
-    if probes := sys.modules.get("tools.mutants.probes"):
-        probes.forget()
 
 
 def open_standard_files() -> None:

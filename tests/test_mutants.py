@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -128,6 +126,10 @@ def test_a_mutant_moves_no_other_line() -> None:
     assert either.planted(source).splitlines()[4] == "y = 1"
 
 
+def test_each_of_several_constants_on_one_line_is_looked_for_by_its_name() -> None:
+    assert {m.names for m in mutants_of("it.py", "LEAST, MOST = 1, 9\n")} == {("LEAST", "MOST")}
+
+
 def test_the_same_seed_draws_the_same_mutants_and_another_one_does_not() -> None:
     found = mutants_of(FILE, SOURCE)
     shuffled = random.Random(5).sample(found, len(found))
@@ -177,7 +179,7 @@ def results(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def lines_reached() -> dict[int, list[str]]:
-    return {8: [TOP], 9: [TOP], 10: [], 14: [PROCESS]}
+    return {7: [TOP], 8: [TOP], 9: [TOP], 10: [], 14: [PROCESS]}
 
 
 def test_a_fault_that_a_test_notices_is_killed_by_it(results: dict[str, Result]) -> None:
@@ -214,29 +216,13 @@ def test_what_is_named_equivalent_is_not_tried_and_does_not_count(
     assert rows[0].split() == ["1/1", "100", "%", FILE]
 
 
-def test_one_measured_run_tells_which_tests_reach_a_line(project: Path) -> None:
-    known = reach.load(project, workers=0)
-    by_line = {m.lines[0]: set(known.tests_of(m)) for m in mutants_of(FILE, SOURCE)}
-    assert by_line == {3: BOTH, 6: BOTH, 8: BOTH, 9: BOTH, 10: set(), 14: {PROCESS}}
-    assert reach.load(project).seconds == known.seconds  # kept: measured by no second run
-
-
-def test_a_run_that_happens_anyway_notes_who_reaches_what_is_drawn(
-    project: Path, tmp_path: Path
-) -> None:
-    notes, found = tmp_path / "notes.json", mutants_of(FILE, SOURCE)
-    reach.order(project, notes, found)
-    path = f"{reach.HERE}:{project / 'src'}"
-    subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "tools.mutants.recorder", "-n1", "tests"],
-        cwd=project,
-        env={**os.environ, probes.VARIABLE: str(notes), "PYTHONPATH": path},
-        check=True,
-    )
-    known = reach.noted(project, notes)
+def test_one_run_notes_which_tests_reach_what_was_drawn(project: Path) -> None:
+    found = mutants_of(FILE, SOURCE)
+    known = reach.load(project, found, workers=1)
     by_line = {m.lines[0]: set(known.tests_of(m)) for m in found}
     # a Python that a test starts, and that is no fork of ours, has no probes
     assert by_line == {3: BOTH, 6: BOTH, 8: BOTH, 9: BOTH, 10: set(), 14: set()}
+    assert reach.load(project, found).seconds == known.seconds  # kept: noted by no second run
 
 
 PROBED = """\

@@ -8,8 +8,8 @@ and mutatest we have only read the documentation.
 A mutant is tried with tests that reach it, cheapest first, as many as `--seconds` has room for. One
 that survives might have been noticed by a dearer test, so the figure is rather too low.
 
-Who reaches what is measured by a run of the unit tests of its own, or (in CI) noted by the one that
-happens anyway: `--order FILE` before, `--noted FILE` after, and the same choice both times.
+Who reaches what is noted by a run of the unit tests: one of its own, or (in CI) the one that
+happens anyway, with `--order FILE` before, `--noted FILE` after, and the same choice both times.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.order:
         reach.order(root, options.order, chosen)
         return 0
-    known = reach.noted(root, options.noted) if options.noted else reach.load(root)
+    known = reach.noted(root, options.noted) if options.noted else reach.load(root, chosen)
     results = try_all(root, chosen, known, options.seconds, until=began + options.budget)
     done: list[Result] = []
     with (root / "mutants.jsonl").open("w") as file:

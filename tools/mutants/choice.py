@@ -44,7 +44,7 @@ def draw(found: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
     chance = random.Random(seed)
     places: dict[tuple[str, str, str, int], list[Mutant]] = defaultdict(list)
     for mutant in found:
-        places[mutant.file, mutant.function, mutant.before, mutant.reach[-1][0]].append(mutant)
+        places[mutant.file, mutant.function, mutant.before, mutant.reach].append(mutant)
     turns = [chance.sample(group, len(group)) for group in places.values()]
     drawn: list[Mutant] = []
     while len(drawn) < count and turns:

@@ -47,7 +47,7 @@ class Mutant:
     Attributes:
         function: the classes and functions around it, "" at the top of the module.
         lines: from the first line of what was changed to the last.
-        reach: where coverage is looked for: these lines, else those.
+        reach: the line of the statement that a test has to reach.
         names: instead, for code that only an import runs: the names that it gives values to.
         before, after: the statement, or the head of a compound one, on one line.
         span, code: what replaces these bytes of the file.
@@ -57,7 +57,7 @@ class Mutant:
     file: str
     function: str
     lines: tuple[int, int]
-    reach: tuple[tuple[int, int], ...]
+    reach: int
     names: tuple[str, ...]
     before: str
     after: str
@@ -165,7 +165,7 @@ class _Finder:
                 file=self._file,
                 function=".".join(place.names),
                 lines=lines_of(node),
-                reach=_reach(node, place),
+                reach=_reach(place),
                 names=() if place.in_function else _names(place),
                 before=_on_one_line(head),
                 after=_on_one_line(after),
@@ -375,18 +375,18 @@ def lines_of(node: ast.expr | ast.stmt) -> tuple[int, int]:
     return node.lineno, node.end_lineno or node.lineno
 
 
-def _reach(node: ast.expr | ast.stmt, place: _Place) -> tuple[tuple[int, int], ...]:
+def _reach(place: _Place) -> int:
     """A default value is reached with the function that has it."""
     if isinstance(place.statement, Function):
-        body = place.statement.body
-        return ((body[0].lineno, body[-1].end_lineno or body[-1].lineno),)
-    return lines_of(node), lines_of(place.statement)
+        return place.statement.body[0].lineno
+    return place.statement.lineno
 
 
 def _names(place: _Place) -> tuple[str, ...]:
     match place.statement:
         case ast.Assign(targets=targets):
-            return tuple(t.id for t in targets if isinstance(t, ast.Name))
+            parts = (part for target in targets for part in ast.walk(target))
+            return tuple(part.id for part in parts if isinstance(part, ast.Name))
         case ast.AnnAssign(target=ast.Name(id=name)):
             return (name,)
         case _:

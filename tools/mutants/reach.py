@@ -1,11 +1,8 @@
-"""Which tests reach a line, and what each of them costs: one run of the unit tests, measured.
+"""Which tests reach a mutant, and what each of them costs: noted while the unit tests run.
 
-Rule of this file: the result is kept by the digest of the tree, so nothing is measured twice. A
-process that a test starts counts as that test: pytest names the test in the environment, and
-coverage begins in every Python process of this environment that finds its variable set.
-
-CI has no time for that: there the lines of a few mutants are ordered, and the run of the unit tests
-that happens anyway notes who reaches those (see probes.py).
+Rule of this file: only the mutants that were drawn are looked for, so a run costs no more than
+usual, and in CI it is the one that happens anyway. A fork of a test's process counts as that test;
+a Python that a test starts anew is not looked at (about ten tests do that, see commands.py).
 """
 
 from __future__ import annotations
@@ -17,12 +14,11 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import coverage
 from tests.patience import factor
 
 from tools.mutants import probes
@@ -33,17 +29,6 @@ FOLDER = ".mutants"
 """Below the root of the project; git ignores it."""
 LEFT_OUT = ("tests/kernel", "tests/network", "tests/test_site.py", "tests/test_dist.py")
 """Other machines, and what builds pages and packages."""
-WARNINGS = "no-data-collected,module-not-measured,already-imported,couldnt-parse"
-SETTINGS = """\
-[run]
-source = src
-relative_files = true
-parallel = true
-sigterm = true
-context = ${{PYTEST_CURRENT_TEST-}}
-data_file = {folder}/raw/coverage
-disable_warnings = {warnings}
-"""
 
 
 @dataclass(frozen=True)
@@ -59,10 +44,7 @@ class Reach:
         if mutant.names:
             found = self._of_names(mutant)
         else:
-            of_file = self.lines.get(mutant.file, {})
-            found = set()
-            for first, last in mutant.reach:
-                found = found or {t for n in range(first, last + 1) for t in of_file.get(n, ())}
+            found = set(self.lines.get(mutant.file, {}).get(mutant.reach, ()))
         in_order = sorted((self.seconds[test], test) for test in found)
         return {test: seconds for seconds, test in in_order}
 
@@ -92,7 +74,7 @@ class Reach:
                 for file, hits in self._uses(mutant):
                     found[file] |= hits
             else:
-                found[mutant.file].add(mutant.reach[-1][0])
+                found[mutant.file].add(mutant.reach)
         return {file: sorted(lines) for file, lines in found.items() if file.startswith("src/")}
 
     @cached_property
@@ -113,9 +95,12 @@ def order(root: Path, file: Path, chosen: Iterable[Mutant]) -> None:
 
 def noted(root: Path, file: Path) -> Reach:
     """What such a run has noted."""
-    slowness = factor()
-    costs = json.loads(file.read_text())["seconds"].items()
-    seconds = {t: s / slowness for t, s in costs if not t.startswith(LEFT_OUT)}
+    found = json.loads(file.read_text())
+    if "slowness" not in found:  # the run has just ended
+        found["slowness"] = factor()
+        file.write_text(json.dumps(found))
+    costs = found["seconds"].items()
+    seconds = {t: s / found["slowness"] for t, s in costs if not t.startswith(LEFT_OUT)}
     lines: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name, line, test in probes.noted(file):
         if test in seconds:
@@ -123,85 +108,35 @@ def noted(root: Path, file: Path) -> Reach:
     return Reach(root, seconds, lines)
 
 
-def load(root: Path, workers: int = 2) -> Reach:
-    """What is kept for this tree; measured now if it is new."""
-    kept = root / FOLDER / f"reach-{digest(root)}.json"
-    if not kept.exists():
-        print("measuring which tests reach which lines: one run of the unit tests", flush=True)
-        _measure(root, workers)
-    return _read(root, kept)
+def load(root: Path, chosen: Sequence[Mutant], workers: int = 2) -> Reach:
+    """What is kept for these and this tree; one run of the unit tests notes it if it is new."""
+    file = root / FOLDER / f"reach-{_digest(root, chosen)}.json"
+    if not file.exists() or "seconds" not in json.loads(file.read_text()):
+        print("one run of the unit tests, to note which of them reaches what", flush=True)
+        for old in file.parent.glob("reach-*"):
+            old.unlink()
+        order(root, file, chosen)
+        _run(root, file, workers)
+    return noted(root, file)
 
 
-def _measure(root: Path, workers: int) -> None:
-    """Run the unit tests, and keep what they reach."""
-    folder = root / FOLDER
-    for old in [*folder.glob("raw/*"), *folder.glob("reach-*.json"), folder / "coverage"]:
-        old.unlink(missing_ok=True)
-    (folder / "raw").mkdir(parents=True, exist_ok=True)
-    (folder / "raw").chmod(0o1777)  # some tests start programs of other users
-    settings = folder / "settings"
-    settings.write_text(SETTINGS.format(folder=folder, warnings=WARNINGS))
-    order(root, folder / "costs.json", ())
-    tree, slowness = digest(root), factor()
+def _run(root: Path, file: Path, workers: int) -> None:
+    """Some tests may fail: they will not be used."""
+    environment = {**os.environ, probes.VARIABLE: str(file)}
+    if root != HERE:  # a project without this plugin
+        environment["PYTHONPATH"] = f"{HERE}:{root / 'src'}"
     ignored = [f"--ignore={path}" for path in LEFT_OUT]
     command = ["-p", "tools.mutants.recorder", "-p", "no:cacheprovider", f"-n{workers}", "-q"]
     subprocess.run(
         [sys.executable, "-m", "pytest", *command, "--dist=worksteal", *ignored, "tests"],
-        cwd=root,
-        env=_environment(root, settings, folder / "costs.json"),
-        check=False,
-    )
-    _keep(folder, f"reach-{tree}.json", (slowness + factor()) / 2)
+        cwd=root, env=environment, check=False,
+    )  # fmt: skip
 
 
-def _environment(root: Path, settings: Path, costs: Path) -> dict[str, str]:
-    measured = {"COVERAGE_PROCESS_START": str(settings), probes.VARIABLE: str(costs)}
-    if root != HERE:  # a project without this plugin
-        measured["PYTHONPATH"] = f"{HERE}:{root / 'src'}"
-    return {**os.environ, **measured}
-
-
-def _keep(folder: Path, name: str, slowness: float) -> None:
-    """Write as JSON what coverage has found; its own data stays for reports by file."""
-    costs = json.loads((folder / "costs.json").read_text())["seconds"]
-    seconds = {test: round(cost / slowness, 4) for test, cost in costs.items()}
-    tests = {test: n for n, test in enumerate(seconds)}
-    settings = str(folder / "settings")
-    whole = coverage.Coverage(data_file=str(folder / "coverage"), config_file=settings)
-    whole.combine([str(folder / "raw")])
-    whole.save()
-    data = whole.get_data()
-    lines: dict[str, dict[int, list[int]]] = {}
-    for file in data.measured_files():
-        lines[file] = {
-            line: sorted({tests[t] for t in map(_test, contexts) if t in tests})
-            for line, contexts in data.contexts_by_lineno(file).items()
-        }
-    if not any(lines.values()):
-        sys.exit("error: coverage has seen nothing of src/")
-    (folder / name).write_text(json.dumps({"seconds": seconds, "lines": lines}))
-
-
-def _test(context: str) -> str:
-    """A child's is what pytest wrote, `test (call)`; what forks for many tests has two of them."""
-    return re.sub(r" \((?:setup|call|teardown)\)$", "", context.rpartition("|")[2])
-
-
-def _read(root: Path, kept: Path) -> Reach:
-    found = json.loads(kept.read_text())
-    tests = list(found["seconds"])
-    lines = {
-        file: {int(line): [tests[n] for n in numbers] for line, numbers in by_line.items()}
-        for file, by_line in found["lines"].items()
-    }
-    return Reach(root, found["seconds"], lines)
-
-
-def digest(root: Path) -> str:
+def _digest(root: Path, chosen: Sequence[Mutant]) -> str:
     """Of everything that decides which test reaches what."""
-    whole = hashlib.sha256()
+    whole = hashlib.sha256(repr(chosen).encode())
     files = [*(root / "src").rglob("*.py"), *(root / "tests").rglob("*.py")]
     for file in sorted([*files, root / "pyproject.toml"]):
-        if file.exists():
-            whole.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
+        whole.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
     return whole.hexdigest()[:16]

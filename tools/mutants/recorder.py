@@ -1,16 +1,12 @@
-"""A pytest plugin that notes which test is running, what each test costs, and what it reaches.
+"""A pytest plugin that puts the probes in place, and notes what each test costs.
 
-Rule of this file: it runs inside other people's test processes, so it changes nothing there. Either
-the coverage package starts itself in every process (see reach.py), and this names the contexts; or
-the order names lines, and these get probes.
+Rule of this file: it runs inside other people's test processes, so it changes nothing there.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -23,18 +19,8 @@ _bad: set[str] = set()
 probes.install()  # now: conftest.py is not imported yet, nor are the plugins of what is installed
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_logstart() -> None:
     probes.forget()
-    coverage = sys.modules.get("coverage")
-    measuring = coverage and coverage.Coverage.current()
-    if measuring:
-        measuring.switch_context(item.nodeid)
-    try:
-        return (yield)
-    finally:
-        if measuring:
-            measuring.switch_context("")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
