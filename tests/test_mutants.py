@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import random
 import subprocess
@@ -41,6 +42,9 @@ def test_top():
 
 def test_top_again():
     assert clip(60) == 10
+
+def test_that_fails():
+    assert clip(70) == 11
 
 def test_process():
     code = "from sample import sums; print(sums.of_a_process('5'))"
@@ -220,9 +224,17 @@ def test_one_run_notes_which_tests_reach_what_was_drawn(project: Path) -> None:
     found = mutants_of(FILE, SOURCE)
     known = reach.load(project, found, workers=1)
     by_line = {m.lines[0]: set(known.tests_of(m)) for m in found}
-    # a Python that a test starts, and that is no fork of ours, has no probes
+    # a test that fails tells nothing, and a Python that is no fork of ours has no probes
     assert by_line == {3: BOTH, 6: BOTH, 8: BOTH, 9: BOTH, 10: set(), 14: set()}
     assert reach.load(project, found).seconds == known.seconds  # kept: noted by no second run
+
+
+def test_tests_that_need_another_machine_are_not_tried(tmp_path: Path) -> None:
+    notes, seconds = tmp_path / "notes.json", {TOP: 2.0, "tests/network/test_x.py::test_it": 1.0}
+    notes.write_text(json.dumps({"seconds": seconds, "slowness": 2.0}))
+    probes.log_of(notes).write_text("".join(f"{FILE}:8 {test} (call)\n" for test in seconds))
+    (mutant, *_) = (m for m in mutants_of(FILE, SOURCE) if m.reach == 8)
+    assert reach.noted(tmp_path, notes).tests_of(mutant) == {TOP: 1.0}
 
 
 PROBED = """\
@@ -239,19 +251,22 @@ def f(x=1):
         return inner()
     finally:
         pass
-f()
+if f:
+    f()
 """
 
 
 def test_a_probe_is_met_where_its_line_runs_and_moves_no_other() -> None:
     met: list[str] = []
-    lines = range(1, 15)
+    lines = range(1, 16)
     tree = probes.with_probes(PROBED, "it.py", lines)
     exec(compile(tree, "it.py", "exec"), {probes.PROBE: met.append})
-    # not 5, 8 and 12, which are no statements, nor 14, which is in no function
+    # not 5, 8 and 12, which are no statements, nor 14 and 15, which are in no function
     assert [int(place.removeprefix("it.py:")) for place in met] == [
         1, 2, 3, 4, 4, 6, 7, 10, 11, 9, 13,
     ]  # fmt: skip
+    assert isinstance(tree.body[0], ast.FunctionDef)
+    assert ast.get_docstring(tree.body[0]) == "text"
     bare = compile(probes.with_probes(PROBED, "it.py", ()), "it.py", "exec")
     assert bare.co_code == compile(PROBED, "it.py", "exec").co_code
 
