@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.contracts import exporting, importing, nodes
 from tests.kernel.vm import VM
+from tests.patience import patience
 
 HERE = Path(__file__).parent.parent
 IN_MACHINE = "PYTHONPATH=/root:/opt/usb-remote:/opt/py python3 -m tests.contracts.in_machine"
@@ -16,7 +17,8 @@ def passed(machine: VM, contract: str) -> list[str]:
     """Run a contract in a machine; the names of the checks that have passed."""
     for file in (*HERE.glob("contracts/*.py"), HERE / "serving.py"):
         machine.put(f"/root/tests/{file.relative_to(HERE)}", file.read_text())
-    result = machine.sh(f"{IN_MACHINE} {contract}")
+    seconds = f"{patience(60):.0f}"
+    result = machine.sh(f"{IN_MACHINE} {contract}", env={"CONTRACT_SECONDS": seconds})
     assert result.rc == 0, result
     return result.out.split()[1::2]
 
