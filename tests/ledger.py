@@ -16,6 +16,8 @@ import pytest
 
 from tests.patience import factor
 
+DETAILS = 10_000
+"""Characters of a failure that are kept, and as many of what the test printed."""
 FILE = Path(__file__).parent.parent / "flakes.jsonl"
 
 
@@ -43,6 +45,7 @@ class Ledger:
             "load": round(os.getloadavg()[0], 1),
             "factor": round(factor(), 1),
             "why": report.longreprtext.strip().rpartition("\n")[2][:300],
+            "report": report.longreprtext[-DETAILS:] + report.capstdout[-DETAILS:],
         }
         self._entries.append(entry)
         with self._file.open("a") as file:
