@@ -26,7 +26,7 @@ test-units: .venv/ready  ## without virtual machines; with MUTANTS_REACH=FILE it
 		-m "not docs and not soak" --ignore tests/kernel tests
 
 test-kernel: .venv/ready
-	@$(BIN)/pytest -n 2 --dist load --maxschedchunk 1 -m "not soak" tests/kernel
+	@$(BIN)/pytest -n 3 --dist load --maxschedchunk 1 -m "not soak" tests/kernel
 
 check: .venv/ready  ## format, lint, types, imports, docs
 	$(BIN)/ruff format --check src tests bench tools docs/conf.py

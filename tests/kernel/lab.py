@@ -67,13 +67,17 @@ def obstacle() -> str | None:
 
 
 def until(condition: Callable[[], T], timeout: float | None = None) -> T:
-    """Poll until it is true, and return it; `timeout` is patience(120) unless given."""
+    """Poll until it is true, and return it; `timeout` is patience(120) unless given.
+
+    Less and less often: to ask an emulated machine costs it what it needs to get there.
+    """
     timeout = timeout or patience(120)
-    deadline = time.monotonic() + timeout
+    begin = time.monotonic()
     while not (result := condition()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - begin
+        if waited > timeout:
             raise TimeoutError(f"not so after {timeout:.0f} s")
-        time.sleep(0.05)
+        time.sleep(min(0.05 + waited / 5, 1))
     return result
 
 

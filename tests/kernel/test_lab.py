@@ -10,6 +10,8 @@ from tests.kernel.lab import until
 from tests.kernel.vm import VM
 from tests.patience import patience
 
+pytestmark = pytest.mark.soak  # of the lab, not of usb-remote: `make soak` runs them
+
 LISTEN = """
 import socket
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -16,6 +16,8 @@ from tests.network.conftest import MakeNetwork
 from tests.network.lab import Host, Network
 from tests.patience import patience
 
+pytestmark = pytest.mark.soak  # of the lab, not of usb-remote: `make soak` runs them
+
 GROUP, GROUP6, PORT = "239.77.0.1", "ff02::77", 7777
 
 LISTEN = """
