@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from tests.patience import patience
 from tests.serving import HOST, Running
 from usb_remote import agent_protocol, errors, protocol
-from usb_remote.addresses import open_first
+from usb_remote.addresses import _notice_death, open_first, resolve
 from usb_remote.connection import (
     AgentConnection,
     Connection,
@@ -78,6 +79,38 @@ def success(number: int) -> bytes:
 async def ask(server: Server, request: protocol.Request, seconds: float = 20.0) -> object:
     async with await connect(server, patience(seconds)) as connection:
         return (await connection.request(request)).data
+
+
+async def test_a_connection_that_is_reset_as_soon_as_it_stands_is_lost_and_nothing_else() -> None:
+    """The reset may come before the connection has been handed out, or after."""
+
+    def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        writer.transport.abort()
+
+    async with await asyncio.start_server(reset, HOST, 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        server = Server(name="hasty", addresses=(HOST,) * 4, port=port)
+        for _ in range(50):
+            with pytest.raises(errors.Unreachable):
+                await ask(server, protocol.InfoRequest())
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300, "\udcff", ""])
+async def test_a_name_that_cannot_be_one_has_no_address(name: str) -> None:
+    async with asyncio.timeout(patience(20)):
+        assert await resolve(name) == []
+
+
+async def test_a_connection_that_is_over_before_it_is_handed_out_is_lost() -> None:
+    async with await asyncio.start_server(lambda _, writer: writer.close(), HOST, 0) as listening:
+        _, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        writer.transport.abort()
+        await asyncio.sleep(0)  # its socket is closed now
+        with pytest.raises(ConnectionResetError):
+            _notice_death(writer, 1.0)
 
 
 # -- how a connection is opened -----------------------------------------------------------------

@@ -15,7 +15,8 @@ import pytest
 
 from tests.patience import patience
 from tests.scripted import ID, INFO, Act, Scripted, hangs_up, mute, says, scripted, snapshot, stays
-from tests.serving import HOST, found, knowing
+from tests.serving import HOST, Running, found, knowing
+from tests.serving import at as at_
 from tests.waiting import eventually
 from usb_remote import errors, protocol, replies
 from usb_remote.config import Config
@@ -98,6 +99,18 @@ async def test_a_server_that_pings_is_not_lost_and_its_pings_are_not_told() -> N
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(1.5 * quiet):
                     await anext(changes)
+
+
+async def test_a_fault_of_ours_with_one_server_ends_no_other(
+    bench: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = Server(name="odd", id="f" * 32, version="3", addresses=(HOST,))
+    nowhere = here.model_copy(update={"port": 70_000})  # not checked: Python has no such port
+    async with aclosing(Watcher(knowing(at_(bench)), found(nowhere)()).watch()) as changes:
+        assert len(await devices(changes)) == 3
+        await eventually(lambda: "odd cannot be followed" in caplog.text)
+        bench.devices.pull("disk")
+        assert len(await devices(changes)) == 2
 
 
 async def test_a_lost_server_is_told_once_and_asked_until_it_is_back() -> None:

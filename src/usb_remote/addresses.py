@@ -54,6 +54,7 @@ async def open_first(
     try:
         async with asyncio.timeout(timeout):
             opened = await _first(addresses, server.port, head_start)
+        _notice_death(opened.writer, timeout)
     except TimeoutError:
         raise errors.Silent(
             f"{name} did not answer within {timeout:g} s (TCP port {server.port})",
@@ -64,7 +65,6 @@ async def open_first(
             f"{name}: {_reason(error)} (TCP port {server.port})",
             hint=_where_to_look(error),
         ) from error
-    _notice_death(opened.writer, timeout)
     return opened
 
 
@@ -129,7 +129,7 @@ def _look_up(host: str, loop: asyncio.AbstractEventLoop, answer: asyncio.Future[
     try:
         infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         found = list(dict.fromkeys(str(info[4][0]) for info in infos))
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):  # also a name that cannot be one
         found = []
     with contextlib.suppress(RuntimeError):  # nobody waits any more, the loop is closed
         loop.call_soon_threadsafe(_settle, answer, found)
@@ -153,5 +153,8 @@ def _where_to_look(error: OSError) -> str:
 
 
 def _notice_death(writer: asyncio.StreamWriter, timeout: float) -> None:
+    """Have the kernel give up in time; raises ConnectionResetError if it is over already."""
+    if writer.is_closing():  # its socket may be closed by now
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
     connection = writer.get_extra_info("socket")
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout * 1000))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from usb_remote.config import Config
 from usb_remote.connection import Connection, connect, list_devices
 from usb_remote.matching import called, is_called, merge
 from usb_remote.model import Listing, Server, Snapshot
+
+log = logging.getLogger(__name__)
 
 RECONNECT = 2.0
 """Seconds before a lost server is asked again."""
@@ -140,6 +143,7 @@ class Watcher:
         loop, since = asyncio.get_running_loop(), 0.0
         while True:
             target = _at(server, self._newest.get(told.id or ""))
+            failure: errors.UsbRemoteError | None = None
             try:
                 async with aclosing(self._listings_of(target, key_of(told))) as listings:
                     async for listing in listings:
@@ -149,9 +153,14 @@ class Watcher:
                         loud, silent, since = True, None, 0.0
                         changes.put_nowait(Change(told, listing))
             except errors.UsbRemoteError as error:
-                if loud or (silent is False and isinstance(error, errors.Silent)):
-                    silent = isinstance(error, errors.Silent)
-                    changes.put_nowait(Change(told, None, error))
+                failure = error
+            except Exception as error:  # a fault of ours: it costs this server, and no other
+                log.exception("%s cannot be followed", told.name)
+                failure = errors.SystemFault(f"{told.name} cannot be followed: {error!r}")
+            if failure is not None:
+                if loud or (silent is False and isinstance(failure, errors.Silent)):
+                    silent = isinstance(failure, errors.Silent)
+                    changes.put_nowait(Change(told, None, failure))
                 loud = False
                 if self._owners.get(key_of(told)) is server:
                     del self._owners[key_of(told)]
