@@ -12,7 +12,7 @@ from collections import deque
 
 REFERENCE = 0.045
 """Seconds that :func:`_work` takes on the machine for which the bounds were written."""
-MEASURE_AGAIN = 30.0
+MEASURE_AGAIN = 10.0
 """Seconds after which the speed is measured again: load comes and goes."""
 MOST = 20.0
 """The largest factor: a test that needs more has hung."""
