@@ -28,7 +28,8 @@ async def run(here: Here, code: str, *options: str) -> str:
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / "config").write_text("discovery: false\n")
     names = {"USB_REMOTE_AGENT": here.socket, "USB_REMOTE_CONFIG": str(folder / "config")}
-    names["PYTHONPATH"] = str(Path(usb_remote.__file__).parent.parent)
+    paths = (str(Path(usb_remote.__file__).parent.parent), os.environ.get("PYTHONPATH"))
+    names["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:hypothesispytest", "-W", "error", *options,  # noqa: E501
         cwd=folder, env={**os.environ, **names},

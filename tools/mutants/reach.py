@@ -1,8 +1,8 @@
 """Which tests reach a mutant, and what each of them costs: noted while the unit tests run.
 
 Rule of this file: only the mutants that were drawn are looked for, so a run costs no more than
-usual, and in CI it is the one that happens anyway. A fork of a test's process counts as that test;
-a Python that a test starts anew is not looked at (about ten tests do that, see commands.py).
+usual, and in CI it is the one that happens anyway. A fork of a test's process counts as that test,
+and so does a Python that it starts anew.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Reach:
     def tests_of(self, mutant: Mutant) -> dict[str, float]:
         """Those that may notice it, with their seconds, the cheapest first."""
         if mutant.names:
-            found = self._of_names(mutant)
+            found = self._of_names(mutant) or self._of_module(mutant)
         else:
             found = set(self.lines.get(mutant.file, {}).get(mutant.reach, ()))
         in_order = sorted((self.seconds[test], test) for test in found)
@@ -55,6 +55,13 @@ class Reach:
             if file.startswith("tests/"):
                 found.update(test for test in self.seconds if test.startswith(f"{file}::"))
         return found
+
+    def _of_module(self, mutant: Mutant) -> set[str]:
+        """What nobody names is met by those who use its module."""
+        word = re.compile(rf"\b{Path(mutant.file).stem}\b")
+        files = {f"{f}::" for f, text in self._texts.items() if f.startswith("tests/")
+                 and word.search(text)}  # fmt: skip
+        return {test for test in self.seconds if test.startswith(tuple(files))}
 
     def _uses(self, mutant: Mutant) -> Iterator[tuple[str, set[int]]]:
         """What only an import runs is reached where it is used: by its name, here and in tests."""

@@ -16,6 +16,10 @@ from tools.mutants import probes
 _seconds: dict[str, float] = {}
 _bad: set[str] = set()
 
+START = Path(__file__).with_name("start")
+
+for_programs = (str(START), os.environ.get("PYTHONPATH"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, for_programs))
 probes.install()  # now: conftest.py is not imported yet, nor are the plugins of what is installed
 
 
