@@ -1,4 +1,4 @@
-"""SIGINT, for those who run the tests with it ignored: `nohup make test &`, cron, some CI.
+"""SIGINT and SIGHUP, for those who run the tests with them ignored: `nohup make test`, cron, CI.
 
 What belongs here: nothing but that.
 """
@@ -8,13 +8,17 @@ from __future__ import annotations
 import signal
 import threading
 
+NUMBERS = (signal.SIGINT, signal.SIGHUP)
+
 
 def give_to_programs() -> None:
-    """A program that a test starts has SIGINT as one of a person at a terminal has it.
+    """Programs that a test starts get these signals as if a person at a terminal had started them.
 
-    Who is started with SIGINT ignored passes that on to all that he starts, but not a handler: so
-    we have one, which does nothing.
+    A program inherits that a signal is ignored, but it does not inherit a handler. So where one is
+    ignored, we install a handler that does nothing.
     """
-    is_main = threading.current_thread() is threading.main_thread()  # no other may ask for that
-    if is_main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda *_: None)
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may change handlers
+    for number in NUMBERS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from usbip import protocol as reference
 
+from tests import interrupts
 from tests.commands import COMMAND, Forked, VirtualServer, started, usb_remote
 from tests.patience import patience
 
@@ -184,7 +185,7 @@ def test_watch_says_that_there_is_nobody_to_watch(nobody: Path) -> None:
         assert watching.stderr.readline() == "no usb-remote server yet; waiting for one\n"
 
 
-IGNORING = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+IGNORING = ["sh", "-c", 'trap "" INT HUP; exec "$@"', "sh"]
 """Starts a program as a shell without job control does with `&`: Ctrl-C is for others."""
 
 
@@ -212,14 +213,15 @@ def test_a_server_that_is_told_to_ignore_ctrl_c_does_so_and_ends_on_sigterm(
     assert server.stop() == 0
 
 
-def test_programs_of_tests_heed_ctrl_c_even_if_the_tests_may_not() -> None:
+def test_programs_of_tests_heed_signals_even_if_the_tests_ignore_them() -> None:
     code = (
         "import os; from tests import interrupts; interrupts.give_to_programs()\n"
         "os.execvp('grep', ['grep', 'SigIgn', '/proc/self/status'])"
     )
     with started([*IGNORING, sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         said = process.communicate(timeout=patience(20))[0]
-    assert not int(said.split()[1], 16) & 1 << (signal.SIGINT - 1)
+    ignored = int(said.split()[1], 16)
+    assert not [number for number in interrupts.NUMBERS if ignored & 1 << (number - 1)]
 
 
 def test_watch_on_a_terminal_is_a_live_table(server: VirtualServer) -> None:
