@@ -10,9 +10,9 @@ import pytest
 from pydantic import BaseModel
 from tools import keys
 
-from usb_remote import config, config_file, events, history, hooks, lease, model, protocol, replies
+from usb_remote import config, config_file, events, model, replies
 from usb_remote.errors import Exit
-from usb_remote.mdns import TYPE, advertise, browse, heard
+from usb_remote.mdns import TYPE, advertise
 
 pytestmark = pytest.mark.docs
 
@@ -42,20 +42,6 @@ def test_every_key_has_a_meaning(section: type[BaseModel]) -> None:
     assert all(meanings.values()), "write the last cell of the row"
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "shown"),
-    [
-        ("TIME_LIMIT", hooks.TIME_LIMIT, "10 s"),
-        ("AT_A_TIME", hooks.AT_A_TIME, "4"),
-        ("MAX_WAITING", hooks.MAX_WAITING, "256"),
-        ("MAX_OUTPUT", hooks.MAX_OUTPUT / 1024, "16 KiB"),
-    ],
-)
-def test_the_limits_of_on_event(name: str, value: float, shown: str) -> None:
-    assert shown.startswith(f"{value:g}")
-    assert row(page("configuration"), name)[1].startswith(shown)
-
-
 def test_the_example_with_everything_has_everything_and_is_right(tmp_path: Path) -> None:
     example = page("configuration").partition("Example with everything:\n\n```yaml\n")[2]
     path = tmp_path / "usb-remote.config"
@@ -81,25 +67,6 @@ def test_the_record_is_as_the_page_says() -> None:
     assert f"`{service.server}`" in text
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "{:g}, {:g} and {:g} ms (`SHOTS`)".format(*(shot * 1000 for shot in browse.SHOTS)),
-        f"{browse.LEAST * 1000:g} ms have passed (`LEAST`",
-        f"for {browse.QUIET * 1000:g} ms (`QUIET`)",
-        f"{heard.MAX_KNOWN} known answers (`MAX_KNOWN`)",
-        f"{heard.MAX_SERVERS} servers are believed (`MAX_SERVERS`)",
-        f"{heard.MAX_ADDRESSES} addresses each (`MAX_ADDRESSES`)",
-        f"at most {heard.MAX_HOSTS} are kept (`MAX_HOSTS`)",
-        ", ".join(f"{seconds:g}" for seconds in browse.BROWSE_INTERVALS[:-1])
-        + f" s, then {browse.BROWSE_INTERVALS[-1]:g} s each time",
-        f"{advertise.ADDRESS_SETTLE:g} s after",
-    ],
-)
-def test_the_times_and_numbers_of_mdns(words: str) -> None:
-    assert words in " ".join(page("mdns").split())
-
-
 # -- errors, causes, glossary ---------------------------------------------------------------------
 
 
@@ -117,24 +84,6 @@ def test_there_are_as_many_causes_as_is_said() -> None:
 @pytest.mark.parametrize("word", [*model.State, *events.Kind])
 def test_every_state_and_event_is_in_the_glossary(word: str) -> None:
     assert f"`{word}`" in page("glossary")
-
-
-@pytest.mark.parametrize(
-    ("word", "said"),
-    [
-        ("reservation", f"the {lease.Times().reservation:g} s"),
-        ("grace", f"the {lease.Times().grace:g} s"),
-        ("control port", f"TCP {protocol.PORT}"),
-        ("USB/IP port", f"TCP {config.ServerConfig().usbip_port}"),
-    ],
-)
-def test_the_numbers_of_the_glossary(word: str, said: str) -> None:
-    assert f"\n| {word} | {said}" in page("glossary")
-
-
-def test_the_history_keeps_what_the_pages_say() -> None:
-    text = f"{history.MAX_EVENTS} events, {history.MAX_PER_DEVICE} of each device"
-    assert text in " ".join(page("cli").split())
 
 
 # -- JSON ------------------------------------------------------------------------------------------

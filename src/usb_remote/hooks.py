@@ -28,6 +28,8 @@ MAX_WAITING = 256
 """Events that wait for their command; more are dropped, with a warning."""
 MAX_OUTPUT = 16 * 1024
 """Bytes of its output that go to the log; the rest is read away."""
+MAX_LINES = 100
+"""Lines of it, at most."""
 
 
 class Hook:
@@ -178,7 +180,7 @@ async def _listen(pipe: BinaryIO, kept: bytearray) -> None:
 
 
 def _log(output: bytearray) -> None:
-    for line in output.decode(errors="replace").splitlines()[:100]:
+    for line in output.decode(errors="replace").splitlines()[:MAX_LINES]:
         log.info("on_event: %s", clean(line, 500))
 
 
