@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from tests.hearing import COMMAND, NAMESPACES, Heard
 from tests.patience import patience
+from usb_remote.udev.monitor import Monitor
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +60,14 @@ def test_only_a_node_or_network_interface_that_a_driver_made_is_news(
 
 def test_all_that_has_come_is_read_at_once(heard: dict[str, Heard]) -> None:
     assert heard["mixed"] == [True, False, None]
+
+
+@pytest.mark.parametrize(("name", "group"), [("control", 2), ("none", 1)], ids=["udev", "kernel"])
+def test_udev_is_heard_where_it_runs_and_else_the_kernel(
+    tmp_path: Path, name: str, group: int
+) -> None:
+    """The groups of NETLINK_KOBJECT_UEVENT: libudev-monitor.c, enum monitor_netlink_group."""
+    (tmp_path / "control").touch()
+    heard = Monitor(udev=tmp_path / name)
+    with socket.socket(fileno=os.dup(heard._monitor.fileno())) as netlink:
+        assert netlink.getsockname()[1] == group

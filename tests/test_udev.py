@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from usb_remote.model import State
-from usb_remote.udev.devices import Devices
-from usb_remote.udev.monitor import is_of_a_plug
+from usb_remote.udev.devices import Devices, words_of
+from usb_remote.udev.monitor import is_of_a_plug, read_all
 from usb_remote.values import BusId
 
 CONFIGURATION = bytes([9, 2, 18, 0, 1, 1, 0, 0x80, 50, 9, 4, 0, 0, 2, 8, 6, 0x50, 0])
@@ -99,6 +100,23 @@ def test_the_hardware_database_goes_before_the_devices_own_words(sysfs: Path) ->
         (device,) = source.list_devices()
     assert (device.description, device.product) == ("Future Technology FT232", "[2Jy")
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("vendor", "model", "words"),
+    [
+        ("FTDI", "FT232 Serial", "FTDI FT232 Serial"),
+        (None, "FT232 Serial", "FT232 Serial"),
+        ("FTDI", None, ""),
+        (None, None, ""),
+    ],
+)
+def test_udevs_database_tells_vendor_and_model(
+    vendor: str | None, model: str | None, words: str
+) -> None:
+    facts = {"ID_VENDOR_FROM_DATABASE": vendor, "ID_MODEL_FROM_DATABASE": model}
+    known = {key: value for key, value in facts.items() if value}
+    assert words_of({"ID_VENDOR": "0403", "ID_MODEL": "own_words", **known}) == words
 
 
 def test_a_device_is_looked_up_again_until_udev_knows_it(sysfs: Path) -> None:
@@ -208,3 +226,13 @@ def test_a_plug_is_told_from_a_binding(action: str, kind: str, is_one: bool) -> 
 
 def test_messages_that_were_lost_may_have_been_of_a_plug() -> None:
     assert is_of_a_plug(b"")
+
+
+def test_all_that_has_come_is_read_and_nothing_twice() -> None:
+    kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with kernel, ours:
+        ours.setblocking(False)
+        for message in (b"one", b"two"):
+            kernel.send(message)
+        assert read_all(ours.fileno()) == [b"one", b"two"]
+        assert read_all(ours.fileno()) == []

@@ -18,7 +18,7 @@ from pathlib import Path
 from usb_remote import errors
 from usb_remote.values import BusId
 
-SYSFS = Path("/sys")
+PROC, SYSFS, DEV = Path("/proc"), Path("/sys"), Path("/dev")
 EXCLUSIVE = os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -31,7 +31,7 @@ class Protection:
 
     """
 
-    def __init__(self, proc: Path = Path("/proc"), sysfs: Path = SYSFS) -> None:
+    def __init__(self, proc: Path = PROC, sysfs: Path = SYSFS) -> None:
         self._proc = proc
         self._sysfs = sysfs
 
@@ -158,7 +158,7 @@ class Guard:
     """
 
     def __init__(
-        self, sysfs: Path = SYSFS, dev: Path = Path("/dev"), opens: Callable[..., int] = os.open
+        self, sysfs: Path = SYSFS, dev: Path = DEV, opens: Callable[..., int] = os.open
     ) -> None:
         self.gives_away: Callable[[BusId], bool] = lambda bus_id: False
         self._sysfs = sysfs

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+INET6 = Path("/proc/net/if_inet6")
+"""The IPv6 addresses of this machine; there if its kernel has IPv6."""
+
 
 def serve(load: LoadConfig, *, virtual: bool) -> None:
     """Run a server until SIGTERM or Ctrl-C; SIGHUP loads the configuration again."""
@@ -132,7 +135,7 @@ class Bus(NamedTuple):
 async def _run(config: ServerConfig, load: LoadConfig, bus: Bus, salt: str) -> None:
     stopped = asyncio.Event()
     service = notify.Service()
-    addresses = _listenable(config.listen)
+    addresses = listenable(config.listen)
     kept = _state(config, salt)
     name = server_name(config.name or identity.host_name())
     info = replies.Info(id=identity.server_id(salt), name=name, version=__version__)
@@ -253,7 +256,7 @@ def _show(name: str, devices: Sequence[Device]) -> None:
     log.info("next, where you want them: %s (this runs until Ctrl-C)", command)
 
 
-def _listenable(addresses: list[str]) -> list[str]:
+def listenable(addresses: list[str], inet6: Path = INET6) -> list[str]:
     """Leave ``::`` out on a machine without IPv6."""
-    has_ipv6 = Path("/proc/net/if_inet6").exists()
+    has_ipv6 = inet6.exists()
     return [a for a in addresses if has_ipv6 or ":" not in a]

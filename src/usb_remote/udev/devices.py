@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -210,7 +210,11 @@ def _describe(sys_path: str) -> str | None:
         device = pyudev.Devices.from_sys_path(context(), sys_path)
     except pyudev.DeviceNotFoundError:
         return None
-    words = [device.properties.get(f"ID_{key}_FROM_DATABASE") for key in ("VENDOR", "MODEL")]
-    if words[1]:
-        return " ".join(filter(None, words))
-    return "" if device.is_initialized else None
+    words = words_of(device.properties)
+    return words or ("" if device.is_initialized else None)
+
+
+def words_of(properties: Mapping[str, str]) -> str:
+    """What udev's database calls a device; a vendor alone says nothing of it."""
+    words = [properties.get(f"ID_{key}_FROM_DATABASE") for key in ("VENDOR", "MODEL")]
+    return " ".join(filter(None, words)) if words[1] else ""

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pyudev
 
+UDEV = Path("/run/udev/control")
+"""There as long as udev runs; without it, we hear the kernel itself."""
 USED = (Path("/proc/self/mountinfo"), Path("/proc/swaps"))
 """What changes when the machine begins or ends to use a disk (proc(5): poll for POLLPRI)."""
 
@@ -39,11 +41,18 @@ class Monitor:
         subsystems: of udev; none means all.
         files: of /proc, which says so by EPOLLPRI: a mount or swapon makes no uevent.
         routes: whether to hear of routes and network interfaces, too.
+        udev: a file that is there as long as udev runs.
 
     """
 
-    def __init__(self, *subsystems: str, files: Iterable[Path] = (), routes: bool = False) -> None:
-        source = "udev" if Path("/run/udev/control").exists() else "kernel"
+    def __init__(
+        self,
+        *subsystems: str,
+        files: Iterable[Path] = (),
+        routes: bool = False,
+        udev: Path = UDEV,
+    ) -> None:
+        source = "udev" if udev.exists() else "kernel"
         self._monitor = pyudev.Monitor.from_netlink(context(), source=source)
         for subsystem in subsystems:
             self._monitor.filter_by(subsystem)
@@ -66,9 +75,9 @@ class Monitor:
         Returns whether a device may have been plugged or pulled: it may only have been bound.
         """
         self._epoll.poll(0)  # /proc's files forget a change when it is asked for
-        has_moved = any(map(is_of_a_plug, _read(self._monitor.fileno())))
+        has_moved = any(map(is_of_a_plug, read_all(self._monitor.fileno())))
         if self._routes is not None:
-            _read(self._routes.fileno())
+            read_all(self._routes.fileno())
         return has_moved
 
     def _has_made_one(self) -> bool:
@@ -106,7 +115,7 @@ def _hear_of_routes() -> socket.socket:
     return netlink
 
 
-def _read(fd: int) -> list[bytes]:
+def read_all(fd: int) -> list[bytes]:
     """All messages that have arrived; an empty one for those that the socket had no room for."""
     messages = []
     with contextlib.suppress(BlockingIOError):
