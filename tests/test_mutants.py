@@ -91,6 +91,7 @@ def changes(code: str) -> set[str]:
         ("self.x = y", {"pass"}),
         ("x += y", {"pass", "x -= y"}),
         ("return x", {"return None"}),
+        ("return False", {"return True"}),
         ("while a:\n    break", {"while not a:", "continue"}),
         ("def g(x=1): pass", {"def g(x=2):", "def g(x=0):"}),
     ],

@@ -198,7 +198,7 @@ def _instead_of_statement(node: ast.stmt) -> Iterator[ast.AST]:
                 yield ast.AugAssign(target, ARITHMETIC[type(op)](), value)
         case ast.Delete(targets=[ast.Attribute() | ast.Subscript()]):
             yield ast.Pass()
-        case ast.Return(value=ast.expr() as value) if not _is_none(value):
+        case ast.Return(value=ast.expr() as value) if not (_is_none(value) or _is_false(value)):
             yield ast.Return(ast.Constant(None))
         case ast.Break():
             yield ast.Continue()
@@ -297,6 +297,11 @@ def _is_type(node: ast.expr) -> bool:
 
 def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
+
+
+def _is_false(node: ast.expr) -> bool:
+    """None in its place is as untrue, and no type checker lets it pass."""
+    return isinstance(node, ast.Constant) and node.value is False
 
 
 def _is_string(node: ast.expr) -> bool:
