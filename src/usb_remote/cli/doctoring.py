@@ -81,7 +81,7 @@ def _line(finding: Finding) -> str:
 
 def _print_json(report: Report) -> None:
     output.print_json(
-        **report.model_dump(mode="json"),
+        **report.model_dump(),
         **{str(status): report.count(status) for status in Status},
     )
 
