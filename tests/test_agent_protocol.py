@@ -98,3 +98,8 @@ def test_a_view_of_a_lost_server_keeps_its_error_on_the_wire() -> None:
     assert agent_protocol.parse_event(agent_protocol.event_line(event)) == event
     assert lost.listing.snapshot.revision == 7
     assert (lost.listing.server, lost.listing.matches) == (server, [])
+
+
+def test_what_is_left_out_of_a_view_is_not_known_yet() -> None:
+    view = View.model_validate({"server": {"name": "pi"}})
+    assert (view.revision, view.devices, view.error) == (0, (), None)

@@ -99,6 +99,7 @@ SERVER_MISTAKES = [
     ("share:\n  - deny: {id: '403:6001'}", ":3: server.share.0.deny:", "can never match"),
     ("share:\n  - deny:\n      colour: red", ":4: server.share.0.deny.colour:", "unknown key"),
     ("share:\n  - deny:\n      class: 8", ":4: server.share.0.deny.class:", "put it in quotes"),
+    ("share:\n  - deny: {serial: !!binary QQ==}", ":3: server.share.0.deny.serial:", "a text is"),
     ("share:\n  - deny:\n      class: '8'", ":3: server.share.0.deny:", "can never match"),
     ("share:\n  - deny: all\n  - allow: {id: '0403:*'}", ":4: server.share.1:", "never match"),
     (

@@ -73,6 +73,11 @@ def test_a_server_that_lacks_a_record_is_not_told(missing: int) -> None:
     assert hear(Heard(), packet(*parts), packet(*parts)) == []
 
 
+def test_a_server_that_lacks_a_record_keeps_no_other_one_from_being_told() -> None:
+    other = announcement("other", ("id=2",), host="other.local.")
+    assert [server.id for server in hear(Heard(), packet(pointer()), other)] == ["2"]
+
+
 def test_the_addresses_of_another_host_are_not_those_of_the_server() -> None:
     heard = Heard()
     other = packet(pointer(), service(), text(*WORDS), address(host="other.local."))

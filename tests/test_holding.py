@@ -235,7 +235,7 @@ def test_each_node_has_a_name_and_what_is_missing_is_said(name: str) -> None:
     with pytest.raises(errors.NotFound, match=f"x has no {name} here; it has other"):
         getattr(has, word)
     has._now = attached()
-    with pytest.raises(errors.NotFound, match="it has none"):
+    with pytest.raises(errors.NotFound, match=r"it has none$"):
         getattr(has, word)
     assert repr(has) == f"<AttachedDevice {has.now.match}>"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.nodes import Nodes
 from tests.importing import Bell, NoticingImporter
 from tests.patience import patience
 from tests.residing import BRISK, Here, history_of, residing
@@ -105,6 +107,50 @@ async def bob(bench: Running, command: str = "attach", **more: Any) -> None:
 
 FAULT = errors.SystemFault("usbip failed", hint="look at dmesg")
 REFUSED = errors.Refused("not for you")
+
+
+# -- its directory
+
+
+async def test_under_the_same_name_its_directory_is_left_alone(here: Here, quick: Running) -> None:
+    """A program may be in it."""
+    await here.attach("1-1", keep=True)
+    opened = os.open(here.folder / "dev/1-1", os.O_RDONLY)
+    folder = Path(f"/proc/self/fd/{opened}")
+    nodes = list(folder.iterdir())
+    await here.attach("1-1", keep=False)
+    assert only(here).kind is Kind.ONCE
+    assert list(folder.iterdir()) == nodes != []
+    os.close(opened)
+
+
+class Faulty(Nodes):
+    """Whoever asks for the nodes meets a fault of ours, once that is set."""
+
+    fault: Exception | None = None
+
+    def list_parts(self, local_bus_id: str) -> list[tuple[str, str]]:
+        if self.fault is not None:
+            raise self.fault
+        return super().list_parts(local_bus_id)
+
+
+async def test_a_fault_of_ours_leaves_no_directory(quick: Running, tmp_path: Path) -> None:
+    bell = Bell()
+    importer = NoticingImporter(bell, tmp_path)
+    importer.nodes = nodes = Faulty(tmp_path / "nodes")
+    wish = WishConfig(device="1-1")
+    async with residing(
+        tmp_path, at(quick), attach=(wish,), importer=importer, times=PATIENT
+    ) as here:
+        await eventually(is_at(here, Stage.ATTACHED))
+        assert (tmp_path / "dev/1-1").is_dir()
+        nodes.fault = RuntimeError("oops")
+        bell.ring()
+        await eventually(is_at(here, Stage.DELAYED))
+        assert not (tmp_path / "dev/1-1").exists()
+    await importer.detach(0)
+    bell.close()
 
 
 # -- from trying

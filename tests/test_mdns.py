@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 import pytest
 
 from tests.patience import patience
 from usb_remote.mdns.advertise import Advertiser
-from usb_remote.mdns.browse import LEAST, QUIET, browse
+from usb_remote.mdns.browse import LEAST, QUIET, browse, browse_for_ever
 from usb_remote.mdns.ways import LOOPBACK
 from usb_remote.model import Server
 from usb_remote.replies import Info
@@ -67,6 +69,8 @@ async def test_a_browse_looks_as_long_as_is_wanted_and_tells_of_each_announcemen
 
 
 def endless() -> AsyncGenerator[Server, None]:
-    found = browse(600, loopback=True, again=True)
+    """As nobody says how to look, but on this machine only."""
+    look = inspect.signature(browse_for_ever).parameters["look"].default
+    found = browse_for_ever(partial(look, loopback=True), (600.0,))
     assert isinstance(found, AsyncGenerator)
     return found

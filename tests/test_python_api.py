@@ -23,8 +23,10 @@ from tests.residing import Here, residing
 from tests.serving import HOST, Running, at, knowing, running_server, state_of
 from tests.waiting import eventually
 from usb_remote import agent_protocol, aio, errors, wiring
+from usb_remote.agent import wishes
 from usb_remote.blocking import _Thread
 from usb_remote.client import How
+from usb_remote.config import WishConfig
 from usb_remote.holding.by_agent import ByAgent
 from usb_remote.matching import Query
 from usb_remote.model import Cause, State
@@ -313,6 +315,14 @@ async def test_a_program_without_an_agent_leaves_alone_what_others_have_attached
         quick.devices.pull("disk")
         await eventually(lambda: len(program.world.search().listings[0].snapshot.devices) == 2)
     assert (tmp_path / "dev/theirs").is_dir()
+
+
+async def test_nothing_of_what_a_program_follows_goes_on_after_its_block(quick: Running) -> None:
+    before = asyncio.all_tasks()
+    async with wiring.resident(knowing(at(quick)), None, None) as program:
+        program.agent.start([wishes.of_config(WishConfig(device="not there"))])
+        assert len(asyncio.all_tasks() - before) > 1
+    assert asyncio.all_tasks() == before
 
 
 async def test_a_program_with_types_runs_as_it_was_checked(through_agent: Here) -> None:

@@ -69,6 +69,15 @@ async def test_it_loads_next_to_nothing(shell: Shell) -> None:
     assert ours == {"usb_remote.cli", "usb_remote.cli.quick", "usb_remote.cli.table"}
 
 
+async def test_it_prints_what_the_agent_knows(
+    informed: Here, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USB_REMOTE_AGENT", informed.socket)
+    assert await asyncio.to_thread(quick.list_devices, [])
+    out, err = capsys.readouterr()
+    assert (out.count("VIRTUAL"), err) == (3, "")
+
+
 async def test_a_reader_that_has_gone_is_no_error(shell: Shell) -> None:
     code = "import os, runpy; os.close(r := os.pipe()[0]); os.dup2(r + 1, 1)\n"
     code += (

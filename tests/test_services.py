@@ -244,6 +244,22 @@ def test_a_program_that_a_service_cannot_read_is_refused(tmp_path: Path) -> None
     services.check_program([Path("/usr/bin/env"), Path("/"), Path("/root")])
 
 
+@pytest.mark.parametrize(("mode", "may"), [(0o700, False), (0o770, False), (0o701, True)])
+def test_a_service_may_enter_what_is_not_only_its_owners(
+    tmp_path: Path, mode: int, may: bool
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    if os.geteuid() == 0:
+        os.chown(home, 1000, 1000)
+    home.chmod(mode)
+    assert services._may_enter(home) is may
+
+
+def test_a_machine_is_this_one_unless_another_is_meant(tmp_path: Path) -> None:
+    assert Machine("3").root == UserMachine("3", tmp_path).root == Path("/")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to somebody else")
 def test_a_program_in_a_home_that_only_its_owner_may_enter_is_refused() -> None:
     home = Path("/opt/home-of-a-test")

@@ -72,6 +72,12 @@ async def test_a_detach_of_one_device_is_for_that_one(quick: Running, tmp_path: 
         assert attached(here) == ALL
 
 
+async def test_all_of_them_are_detached_by_their_name(quick: Running, tmp_path: Path) -> None:
+    async with keeping(tmp_path, quick) as here:
+        assert set((await here.detach("rack"))["names"]) == ALL
+        assert here.importer.list_attachments() == []
+
+
 async def test_a_kept_one_outlives_the_agent_and_ends_as_a_whole(
     quick: Running, tmp_path: Path
 ) -> None:
@@ -151,6 +157,9 @@ async def test_too_many_wishes_do_not_end_the_agent(quick: Running, tmp_path: Pa
         assert status.error is not None
         assert "256 wishes already" in status.error.message
         assert not any(task.done() for task in here.tasks)
+        here.agent.configure([wishes.of_config(rack(quick))])
+        await eventually(lambda: attached(here) == ALL)
+        assert [s.error for s in here.agent.statuses() if s.name == "rack"] == [None]
 
 
 async def test_one_of_many_is_not_taken_out(here: Here) -> None:
