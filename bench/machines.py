@@ -17,7 +17,7 @@ obstacle = lab.obstacle
 
 @contextlib.contextmanager
 def machines(*names: str) -> Iterator[list[VM]]:
-    with lab.machines(lab.build(), *names, archive=lab.package()) as made:
+    with lab.machines(lab.build(), *names) as made:
         for machine in made:
-            machine.install(lab.package(Path(__file__).parent), HERE)
+            machine.guest.untar(HERE, lab.package(Path(__file__).parent))
         yield made

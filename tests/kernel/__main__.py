@@ -4,12 +4,12 @@ import code
 import sys
 from pathlib import Path
 
-from tests.kernel.lab import build, machines, package, until
+from tests.kernel.lab import build, machines, until
 
 
 def main() -> None:
     names = sys.argv[1:] or ["server", "client"]
-    with machines(build(), *names, archive=package()) as made:
+    with machines(build(), *names) as made:
         variables = dict(zip(names, made, strict=True))
         banner = f"{', '.join(names)}: try {names[0]}.sh('lsusb').out; Ctrl-D ends the machines"
         code.interact(banner, local={**variables, "until": until, "Path": Path}, exitmsg="")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.kernel.lab import build, machines, obstacle, package
+from tests.kernel.lab import build, machines, obstacle
 from tests.kernel.vm import VM, Images
 
 
@@ -20,21 +20,21 @@ def images() -> Images:
 @pytest.fixture
 def vm(images: Images) -> Iterator[VM]:
     """One machine, without a network."""
-    with machines(images, "vm", archive=package()) as (one,):
+    with machines(images, "vm") as (one,):
         yield one
 
 
 @pytest.fixture
 def pair(images: Images) -> Iterator[tuple[VM, VM]]:
     """Two machines, "server" 10.55.0.1 and "client" 10.55.0.2."""
-    with machines(images, "server", "client", archive=package()) as (server, client):
+    with machines(images, "server", "client") as (server, client):
         yield server, client
 
 
 @pytest.fixture
 def trio(images: Images) -> Iterator[tuple[VM, VM, VM]]:
     """Three machines, "server" 10.55.0.1, "client" 10.55.0.2 and "other" 10.55.0.3."""
-    with machines(images, "server", "client", "other", archive=package()) as (one, two, three):
+    with machines(images, "server", "client", "other") as (one, two, three):
         yield one, two, three
 
 

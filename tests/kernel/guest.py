@@ -176,6 +176,16 @@ class Guest:
         data = data.encode() if isinstance(data, str) else data
         self.call("put", path=path, mode=mode, b64=base64.b64encode(data).decode())
 
+    def ask(self, line: str, *, port: int | None = None, path: str | None = None) -> str:
+        """Send one line to a TCP port or a unix socket of the guest's own; return the answer's."""
+        answer: str = self.call("ask", line=line, port=port, path=path)["answer"]
+        return answer
+
+    def read(self, glob: str) -> str:
+        """Return what is in files, in the order of their names; empty if there are none."""
+        text: str = self.call("read", glob=glob)["text"]
+        return text
+
     def untar(self, path: str, archive: bytes) -> None:
         """Unpack a tar archive into a folder."""
         self.call("untar", path=path, b64=base64.b64encode(archive).decode())

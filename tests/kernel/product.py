@@ -12,7 +12,7 @@ from tests.kernel.guest import GuestError, Result, Running
 from tests.kernel.lab import until
 from tests.kernel.vm import VM
 
-ON_CONTROL_PORT = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055; cat >&3; head -n 1 <&3'"
+CONTROL_PORT = 5055
 FOLLOW = """exec bash -c 'exec 3<>/dev/tcp/127.0.0.1/5055; echo "$LINE" >&3; exec cat <&3'"""
 CONFIG = "/etc/usb-remote/usb-remote.config"
 TROUBLED = """cd /sys/bus/usb/devices
@@ -22,7 +22,7 @@ cat /sys/bus/usb/drivers/usbip-host/match_busid 2>/dev/null | xargs -r echo in m
 true"""
 BAN = "mkdir -p /etc/modprobe.d && echo install {} /bin/false >/etc/modprobe.d/ban.conf"
 """Forbids a module."""
-PORTS = "cat /sys/devices/platform/vhci_hcd.*/status* 2>/dev/null"
+PORTS = "/sys/devices/platform/vhci_hcd.*/status*"
 
 Devices = dict[str, dict[str, Any]]
 """Bus id -> device, as in JSON."""
@@ -77,7 +77,7 @@ def follow(server: VM, command: str, **keys: Any) -> Running:
 
 def ask(server: VM, command: str, **keys: Any) -> Any:
     """Send the server's control port a request, from the server itself; return the reply's data."""
-    reply = json.loads(server.sh(ON_CONTROL_PORT, stdin=line(command, **keys) + "\n").ok().out)
+    reply = json.loads(server.guest.ask(line(command, **keys), port=CONTROL_PORT))
     assert reply["status"] == "success", reply
     return reply["data"]
 
@@ -151,7 +151,7 @@ def refused(machine: VM, command: str, status: int, *, user: str = "root") -> st
 
 def ports_in_use(machine: VM) -> list[int]:
     """Say which vhci ports the kernel has in use."""
-    rows = [line.split() for line in machine.sh(PORTS).out.splitlines()]
+    rows = [line.split() for line in machine.guest.read(PORTS).splitlines()]
     return sorted(
         int(row[1]) for row in rows if len(row) == 7 and row[1].isdigit() and row[2] != "004"
     )
@@ -181,11 +181,7 @@ def plug_serial(server: VM, path: Path) -> None:
 
 # -- the agent
 
-ASK_AGENT = """python3 -c 'import socket, sys
-agent = socket.socket(socket.AF_UNIX)
-agent.connect("/run/usb-remote/agent.sock")
-agent.sendall(sys.stdin.buffer.read())
-print(agent.makefile().readline())'"""
+AGENT_SOCKET = "/run/usb-remote/agent.sock"
 
 
 def reside(client: VM, config: str = "") -> Running:
@@ -200,14 +196,18 @@ def reside(client: VM, config: str = "") -> Running:
 
 def ask_agent(client: VM, command: str, **keys: Any) -> Any:
     """Send the agent a request; return the reply's data."""
-    reply = json.loads(client.sh(ASK_AGENT, stdin=line(command, **keys) + "\n").ok().out)
+    reply = json.loads(client.guest.ask(line(command, **keys), path=AGENT_SOCKET))
     assert reply["status"] == "success", reply
     return reply["data"]
 
 
 def is_resident(client: VM) -> bool:
     """Whether the agent answers: it was started, and listens by now."""
-    return client.sh(ASK_AGENT, stdin=line("status") + "\n").rc == 0
+    try:
+        ask_agent(client, "status")
+    except GuestError:
+        return False
+    return True
 
 
 def wish(client: VM, name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.kernel import wheels
-from tests.kernel.lab import machines, package, until
+from tests.kernel.lab import machines, until
 from tests.kernel.product import (
     Watch,
     ask,
@@ -48,7 +48,7 @@ WantedBy=usb-remote-attach@server-scope.service
 def booted_pair(images: Images) -> Iterator[tuple[VM, VM]]:
     """A server with systemd and the wheel, a client with the package as ever."""
     names = ("server", "client")
-    with machines(images, *names, archive=package(), systemd=["server"]) as (server, client):
+    with machines(images, *names, systemd=["server"]) as (server, client):
         wheels.install(server)
         yield server, client
 
@@ -57,7 +57,7 @@ def booted_pair(images: Images) -> Iterator[tuple[VM, VM]]:
 def booted_client(images: Images) -> Iterator[tuple[VM, VM]]:
     """A server with the package as ever, a client with systemd and the wheel."""
     names = ("server", "client")
-    with machines(images, *names, archive=package(), systemd=["client"]) as (server, client):
+    with machines(images, *names, systemd=["client"]) as (server, client):
         wheels.install(client)
         yield server, client
 

@@ -40,13 +40,23 @@ class Images:
 
     folder: Path
     snapshot: Path | None = None
+    memory: Path | None = None
+
+    def for_saving(self, folder: Path) -> "Images":
+        """The same, for a machine that is to be saved there: its memory is that file."""
+        memory = folder / "memory"
+        if self.snapshot:
+            copy = ("cp", "--sparse=always", self.snapshot / "memory", memory)
+            subprocess.run(copy, check=True)
+        return Images(self.folder, self.snapshot, memory)
 
     def arguments(self) -> list[str]:
         """Say what to boot. A snapshot's memory is mapped, not read: that is what makes it fast."""
-        saved = self.snapshot is not None
-        memory = f"memory-backend-file,id=ram,size={MEMORY}M,share={'off' if saved else 'on'}"
-        place = f"mem-path={self.snapshot or self.folder / 'new'}/memory"
-        return self._boot(f"{memory},{place}", KERNEL_OPTIONS)
+        assert self.memory or self.snapshot
+        place = self.memory or f"{self.snapshot}/memory"
+        share = "on" if self.memory else "off"
+        memory = f"memory-backend-file,id=ram,size={MEMORY}M,share={share},mem-path={place}"
+        return self._boot(memory, KERNEL_OPTIONS)
 
     def _boot(self, memory: str, options: str) -> list[str]:
         saved = self.snapshot is not None
@@ -100,7 +110,6 @@ class VM:
         self.name, self.ip = name, ip
         self._images, self._folder, self._netdev = images, folder, netdev
         self._plugged: dict[str, dict[str, Any]] = {}
-        self._trees: dict[str, bytes] = {}
         self._stack = contextlib.ExitStack()
 
     # its life
@@ -135,8 +144,6 @@ class VM:
         """
         self.power_off()
         self.power_on()
-        for path, archive in self._trees.items():
-            self.guest.untar(path, archive)
 
     def shut_down(self) -> None:
         """Have systemd end everything in order, and wait until the power is off."""
@@ -176,11 +183,6 @@ class VM:
     def put(self, path: str, data: bytes | str, mode: int = 0o644) -> None:
         """Write a file, and the folders it needs."""
         self.guest.put(path, data, mode)
-
-    def install(self, archive: bytes, path: str = "/opt/usb-remote") -> None:
-        """Unpack a tar archive; a reboot does so again."""
-        self._trees[path] = archive
-        self.guest.untar(path, archive)
 
     # the outside world
 
@@ -257,10 +259,10 @@ class VM:
         for device in list(self._plugged.values()):
             self._plug(**device)
         self.guest = self._stack.enter_context(contextlib.closing(Guest(self._folder / "agent")))
-        if snapshot:
-            self._become()
-        else:
+        if not snapshot:
             self.guest.wait_ready(120)
+        elif self.ip:
+            self._become()
 
     def _become(self) -> None:
         """Give a restored machine its own name, address and randomness."""
@@ -279,10 +281,11 @@ class VM:
         names = ("x-ignore-shared", "events")
         capabilities = [{"capability": name, "state": True} for name in names]
         self.qmp.execute("migrate-set-capabilities", capabilities=capabilities)
+        since = len(self.qmp.events)
         self.qmp.execute(command, uri=uri)
         ends = ("completed", "failed")
         event = self.qmp.wait_event(
-            lambda e: e["event"] == "MIGRATION" and e["data"]["status"] in ends
+            lambda e: e["event"] == "MIGRATION" and e["data"]["status"] in ends, since
         )
         if event["data"]["status"] == "failed":
             raise QmpError(f"{command} failed\n{self.log()}")

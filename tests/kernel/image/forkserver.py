@@ -9,6 +9,7 @@ with the three standard files -> {"pid"}; later {"pid", "rc"}. At the start: {"p
 """
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -46,6 +47,7 @@ def load(modules: str) -> None:
     importlib.invalidate_caches()  # they may have been installed since we looked
     for name in modules.split():
         importlib.import_module(name)
+    gc.freeze()  # or each child would copy what its collector only looks at
 
 
 def tell(channel: socket.socket, **message: int) -> None:
