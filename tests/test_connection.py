@@ -104,6 +104,14 @@ async def test_a_name_that_cannot_be_one_has_no_address(name: str) -> None:
         assert await resolve(name) == []
 
 
+async def test_what_is_closed_has_no_socket_any_more(bench: Running) -> None:
+    async with await connect(bench.server, patience(20)) as connection:
+        await connection.request(protocol.InfoRequest())
+        ours = connection._writer.get_extra_info("socket")
+        assert ours.fileno() >= 0
+    assert ours.fileno() < 0
+
+
 async def test_a_connection_that_is_over_before_it_is_handed_out_is_lost() -> None:
     async with await asyncio.start_server(lambda _, writer: writer.close(), HOST, 0) as listening:
         _, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())

@@ -12,6 +12,7 @@ import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from usbip import protocol as reference
@@ -499,6 +500,24 @@ async def test_a_protected_device_is_refused_through_both_doors(bench: Running) 
         await bench.leases.reserve(protected, Wish(ANN))
     with pytest.raises(reference.core.NotFound, match="status 1"):
         await import_it(bench, DISK)
+
+
+async def test_both_families_have_a_listener_each_at_the_same_port() -> None:
+    if not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    devices = virtual.VirtualDevices()
+    held = Leases(devices, devices, History(StateFile(None)))
+    export = exporter.Exporter(devices, held)
+    await held.start()
+    try:
+        export.bind(["0.0.0.0", "::"], 0)
+        v4, v6 = export._listeners
+        assert v4.getsockname()[1] == v6.getsockname()[1] == export.port
+        assert v6.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+    finally:
+        await export.stop()
+        await held.stop()
+        devices.close()
 
 
 async def test_a_taken_port_is_named_with_the_command_that_frees_it() -> None:

@@ -46,10 +46,11 @@ def test_it_differs_by_machine_by_board_and_by_salt(tmp_path: Path) -> None:
         id_of(tmp_path, OTHER),
         id_of(tmp_path, ONE, "10000000abcd\0"),
         id_of(tmp_path, ONE, "10000000abce\0"),
+        id_of(tmp_path, ONE, "10000000abce~\0"),
         id_of(tmp_path, ONE, salt="client"),
         id_of(tmp_path, ONE, salt="virtual"),
     }
-    assert len(ids) == 6
+    assert len(ids) == 7
 
 
 def test_the_machine_id_itself_is_not_told(tmp_path: Path) -> None:

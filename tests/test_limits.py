@@ -437,6 +437,16 @@ async def test_who_does_not_read_does_not_keep_open_what_is_closed() -> None:
         await eventually(lambda: slow.connection not in bench.control._connections)
 
 
+async def test_nothing_is_looked_at_any_more_when_a_client_has_gone() -> None:
+    async with running_server("disk", limits=FEW, ping=NEVER) as bench:
+        async with Deaf(bench, WATCH) as deaf:
+            await fill(deaf)
+            lost = deaf.connection
+            timers = [lost._timer, lost._look, lost._unread]
+        await eventually(lambda: lost not in bench.control._connections)
+        assert [timer is not None and timer.cancelled() for timer in timers] == [True] * 3
+
+
 async def test_who_has_said_it_all_and_does_not_read_is_kept_for_a_while_only() -> None:
     limits = Limits(unread_bytes=4096, unread_seconds=0.1, linger_seconds=NEVER)
     async with running_server("disk", limits=limits) as bench, Deaf(bench, LIST * 20) as slow:

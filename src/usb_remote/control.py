@@ -182,7 +182,7 @@ class ControlConnection(asyncio.Protocol):
         if connection.family == socket.AF_UNIX:
             self.user = _peer(connection)
         else:
-            self.address = str(transport.get_extra_info("peername")[0]).removeprefix("::ffff:")
+            self.address = transport.get_extra_info("peername")[0]
             limits = self._limits
             self._presence = Presence(limits.silent_seconds, limits.probe_seconds)
         if self.address not in self._server.allowed:

@@ -120,7 +120,7 @@ class Exporter:
             if is_used_up(error):
                 self._rest(listener)
             return  # or the peer has gone already
-        if (address := _plain(peer[0])) not in self.allowed:
+        if (address := peer[0]) not in self.allowed:
             say_forbidden(address)
             connection.close()
             return
@@ -235,7 +235,3 @@ def _listen(address: str, port: int) -> socket.socket:
             hint=taken if error.errno == errno.EADDRINUSE else "see the addresses with: ip address",
         ) from error
     return listener
-
-
-def _plain(address: str) -> str:
-    return address.removeprefix("::ffff:")

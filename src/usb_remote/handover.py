@@ -126,7 +126,6 @@ class HandOver:
         """
         session, holder, device = lease.session, lease.holder, lease.device
         if session is None or holder is None or device is None:
-            lease.clear()
             return False
         self._ends.remove(session)
         lease.stop_timers()

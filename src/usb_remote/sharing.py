@@ -121,7 +121,7 @@ class NameBook:
         lower = name.lower()
         there = [other for other in others if other.bus_id != device.bus_id]
         for other in there:
-            if (other.name or "").lower() == lower:
+            if other.name is not None and other.name.lower() == lower:
                 raise errors.Refused(
                     f"{name} is the name of {other.id}",
                     hint=f"take it away first: usb-remote name {name} --remove",

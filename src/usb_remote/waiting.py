@@ -72,10 +72,10 @@ class Queue:
 
     def leave(self, waiter: Waiter) -> bool:
         """Give a place up; False if its turn had come, or it was sent away, before."""
-        if waiter not in self._waiters:
-            return False
-        self._waiters.remove(waiter)
-        return True
+        is_there = waiter in self._waiters
+        if is_there:
+            self._waiters.remove(waiter)
+        return is_there
 
     def next(self) -> Waiter | None:
         """Take out whoever is first."""
