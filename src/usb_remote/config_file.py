@@ -6,6 +6,7 @@ wrong type or broken YAML is an error with file, line and key.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -176,7 +177,7 @@ _WORDS = {
 
 
 def _explained(path: Path, data: Any, error: ValidationError) -> errors.ConfigError:
-    first = error.errors(include_url=False)[0]
+    first = error.errors()[0]
     where = [part for part in first["loc"] if part != "[key]"]
     context = first.get("ctx", {})
     if "part" in context:
@@ -205,10 +206,8 @@ def _known_keys(section: list[Any]) -> Iterable[str]:
 def _line(data: Any, where: list[Any]) -> int:
     """The line of the innermost key that the parser kept a position for."""
     line = 0
-    for part in where:
-        try:
+    with contextlib.suppress(AttributeError, KeyError, IndexError, TypeError):
+        for part in where:
             line = data.lc.data[part][0]
             data = data[part]
-        except (AttributeError, KeyError, IndexError, TypeError):
-            break
     return line + 1
