@@ -277,7 +277,7 @@ def overridden(section: ServerConfig, given: Mapping[str, Any]) -> ServerConfig:
         checked = ServerConfig.model_validate(dict(given))
         return section.model_copy(update={key: getattr(checked, key) for key in given})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = error.errors()[0]
         message = clean(first["msg"].removeprefix("Value error, "))
         hint = first.get("ctx", {}).get("hint")
         raise errors.UsageError(f"--{first['loc'][0]}: {message}", hint=hint) from None

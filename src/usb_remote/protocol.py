@@ -165,7 +165,7 @@ def parse_request(line: bytes) -> Request:
 
 def invalid_request(error: ValidationError, commands: str) -> errors.InvalidRequest:
     """What is wrong with a request, in words for people who write clients."""
-    first = error.errors(include_url=False, include_input=False)[0]
+    first = error.errors(include_input=False)[0]
     where = clean(".".join(str(part) for part in first["loc"][1:]))
     text = {
         "json_invalid": f"not JSON: {clean(first['msg'])}",
@@ -192,7 +192,7 @@ def build(model: type[_R], data: Mapping[str, Any]) -> _R:
     try:
         return model.model_validate({"v": VERSION, **data})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = error.errors()[0]
         raise errors.UsageError(f"{first['loc'][-1]}: {first['msg']}") from None
 
 

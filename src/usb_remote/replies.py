@@ -220,7 +220,7 @@ def validated(model: type[_M], data: Any) -> _M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        first = error.errors(include_input=False)[0]
         where = clean(".".join(str(part) for part in first["loc"]))
         raise errors.InvalidReply(f"the answer is malformed at {where!r}: {first['msg']}") from None
 

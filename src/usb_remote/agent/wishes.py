@@ -163,7 +163,7 @@ class WishBook:
             try:
                 notes.append(Note.model_validate(line))
             except ValidationError as error:
-                first = error.errors(include_url=False)[0]
+                first = error.errors()[0]
                 where = clean(".".join(map(str, first["loc"])))
                 self._file.set_aside(f"line {number}: {where}: {first['msg']}")
                 break
