@@ -32,6 +32,29 @@ async def test_who_waits_has_it_as_soon_as_it_is_dropped() -> None:
     again.drop()
 
 
+async def test_a_claim_of_a_program_without_stdin_can_be_dropped() -> None:
+    """The kernel gives the lowest number that is free."""
+    stdin = os.dup(0)
+    os.close(0)
+    try:
+        mine = claims.claim(NAME)
+        assert mine is not None
+        assert mine._listening.fileno() == 0
+        mine.drop()
+        again = claims.claim(NAME)
+        assert again is not None
+        again.drop()
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+
+
+async def test_programs_of_all_versions_agree_on_the_names_of_claims() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(f"\0usb-remote/claim/{NAME}")
+        assert claims.claim(NAME) is None
+
+
 async def test_in_time_or_not_at_all() -> None:
     mine = claims.claim(NAME)
     assert mine is not None

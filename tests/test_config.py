@@ -316,6 +316,16 @@ def test_the_file_of_the_current_directory_goes_before_that_of_the_user(
         assert config_file.find_path(None, {"XDG_CONFIG_HOME": str(tmp_path)}) == path
 
 
+def test_where_a_file_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert [str(path) for path in config_file.candidate_paths({})] == [
+        f"{tmp_path}/.usb-remote.config",
+        "/home/ann/.config/usb-remote/usb-remote.config",
+        "/etc/usb-remote/usb-remote.config",
+    ]
+
+
 def test_the_order_of_files(tmp_path: Path, file: Path) -> None:
     environment = {"XDG_CONFIG_HOME": str(tmp_path), "USB_REMOTE_CONFIG": str(file)}
     assert config_file.find_path(None, environment) == file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -12,7 +13,6 @@ import pytest
 
 from tests.patience import patience
 from tests.serving import HOST, Running, at, found, knowing, running_server
-from tests.waiting import eventually
 from usb_remote import errors
 from usb_remote.config import Config
 from usb_remote.finder import RANGE_TIMEOUT, Failure, Finder, Search
@@ -289,6 +289,15 @@ async def test_a_server_that_hangs_up_at_one_address_is_asked_at_the_other(
     assert search.listings[0].server.addresses == (HOST,)
 
 
+async def test_where_a_server_has_answered_is_told_to_who_looks_for_a_fault(
+    bench: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "usb_remote.finder")
+    by_mdns = named(bench, "pi", addresses=(LOCAL2, HOST, "127.0.0.3"))
+    await Finder(knowing(), found(by_mdns)).search()
+    assert re.search(rf"pi answers at {HOST} after 0\.\d+ s: 3 devices", caplog.text)
+
+
 async def test_a_server_that_hangs_up_at_its_only_address_is_a_failure(bench: Running) -> None:
     async with hanging_up(bench.control.port) as calls:
         only = named(bench, "pi", addresses=(LOCAL2,))
@@ -392,4 +401,4 @@ async def test_who_stops_listening_leaves_no_task(bench: Running) -> None:
             finder = Finder(knowing(*mutes, at(bench), timeout=600), found())
             async with aclosing(finder.listings()) as answers:
                 assert isinstance(await anext(answers), Listing)
-            await eventually(lambda: asyncio.all_tasks() <= before)
+            assert asyncio.all_tasks() <= before

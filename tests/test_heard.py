@@ -78,6 +78,11 @@ def test_a_server_that_lacks_a_record_keeps_no_other_one_from_being_told() -> No
     assert [server.id for server in hear(Heard(), packet(pointer()), other)] == ["2"]
 
 
+def test_a_text_of_a_server_ends_where_it_says() -> None:
+    longer = f"version={'3' * 40}"  # its length is a printable character
+    assert hear_one(announcement("x", ("id=1", "name=bench", longer))).name == "bench"
+
+
 def test_the_addresses_of_another_host_are_not_those_of_the_server() -> None:
     heard = Heard()
     other = packet(pointer(), service(), text(*WORDS), address(host="other.local."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import pwd
 import stat
 from pathlib import Path
 
@@ -212,6 +213,30 @@ def test_udev_knows_a_disk_as_a_block_device_and_all_else_as_characters(tmp_path
         about.parent.mkdir(exist_ok=True)
         about.touch()
         assert links._grant_of(str(node), Access()).handled == about.stat().st_mtime_ns
+
+
+OUR_USER, OUR_GROUP = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
+
+
+@pytest.mark.parametrize(
+    ("access", "kept"),
+    [
+        (Access(group=OUR_GROUP), "st_uid"),
+        (Access(user="nobody at all"), "st_uid"),
+        (Access(user=OUR_USER), "st_gid"),
+        (Access(group="no such group"), "st_gid"),
+    ],
+)
+def test_who_has_a_node_keeps_it_unless_another_is_named(
+    nodes: Nodes, links: Links, access: Access, kept: str
+) -> None:
+    nodes.appear("9-1")
+    tty = Path(links.update("board", "9-1", Access())["tty0"])
+    if os.geteuid() == 0:
+        os.chown(tty, 1000, 1000)
+    before = getattr(tty.stat(), kept)
+    links.update("board", "9-1", access)
+    assert getattr(tty.stat(), kept) == before
 
 
 @pytest.mark.parametrize("access", [Access(user="nobody at all"), Access(group="no such group")])

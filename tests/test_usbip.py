@@ -336,6 +336,17 @@ async def test_without_root_all_is_done_by_sudo(machine: Machine) -> None:
     assert machine.calls[-2:] == [f"--quietly {binaries}/usbip detach --port 1", "detach --port 1"]
 
 
+@pytest.mark.skipif(Path("/usr/sbin/sudo").exists(), reason="this machine has it among its tools")
+async def test_without_root_and_without_sudo_nothing_is_tried(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{machine.root}/bin")
+    machine.tool("exit 0")
+    with pytest.raises(errors.SystemFault, match="attaching needs root"):
+        await machine.make("sudo", "-n").prepare()
+    assert not (machine.root / "calls").exists()
+
+
 async def test_a_sudo_that_wants_a_password_is_told_before_a_server_is_asked(
     machine: Machine,
 ) -> None:

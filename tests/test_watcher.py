@@ -334,6 +334,27 @@ async def test_a_server_that_is_followed_and_heard_again_is_not_connected_to_aga
             assert there.calls == 1
 
 
+async def test_that_mdns_has_heard_a_server_before_its_loss_is_no_reason_to_ask_again() -> None:
+    ends = asyncio.Event()
+
+    async def a_while(writer: asyncio.StreamWriter) -> None:
+        writer.write(snapshot("1-1"))
+        await ends.wait()
+
+    async with scripted(a_while) as there, scripted(stays(snapshot("1-2"))) as other:
+        heard = Heard(there.server)
+        watcher = Watcher(knowing(), heard.servers(), NEVER)
+        async with aclosing(watcher.watch()) as changes:
+            await devices(changes)
+            heard.bring(there.server)
+            await eventually(watcher._heard[key_of(there.server)].is_set)
+            ends.set()
+            await lost(changes)
+            heard.bring(other.server.model_copy(update={"id": "9" * 32}))
+            assert await devices(changes) == ["1-2"]  # as long as it takes to ask
+            assert there.calls == 1
+
+
 @pytest.mark.parametrize("configured", [True, False])
 async def test_a_server_that_has_moved_is_asked_where_mdns_hears_it(configured: bool) -> None:
     async with scripted(says(snapshot("1-1"))) as before:
