@@ -199,14 +199,25 @@ class VirtualServer:
         folder: for its files.
         section: what its own file says of the server.
         prefix: a program that starts Python as this server, in its own way.
+        name: what it is called.
+        advertise: whether it may announce itself, which is on loopback only.
 
     """
 
-    def __init__(self, folder: Path, section: str = "{}", prefix: Sequence[str] = ()) -> None:
-        options = ["--listen", "127.0.0.1", "--port", "0", "--usbip-port", "0", "--no-advertise"]
+    def __init__(
+        self,
+        folder: Path,
+        section: str = "{}",
+        prefix: Sequence[str] = (),
+        *,
+        name: str = "bench",
+        advertise: bool = False,
+    ) -> None:
+        options = ["--listen", "127.0.0.1", "--port", "0", "--usbip-port", "0"]
+        options += [] if advertise else ["--no-advertise"]
         self.own_config = folder / "of-the-server"
         self.configure(section)
-        arguments = ["--config", str(self.own_config), "server", "--virtual", "--name", "bench"]
+        arguments = ["--config", str(self.own_config), "server", "--virtual", "--name", name]
         pipe = subprocess.PIPE
         self.process = (
             subprocess.Popen(

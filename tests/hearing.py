@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from usb_remote.udev.monitor import NODES, USED, Monitor
+from usb_remote.udev.monitor import DEVICES, NODES, USED, Monitor
 
 NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--mount")
 COMMAND = (*NAMESPACES, sys.executable, "-m", "tests.hearing")
@@ -85,7 +85,7 @@ def events(*facts: dict[str, str]) -> Callable[[], None]:
 def main() -> None:
     if Path("/run/udev").exists():
         subprocess.run(["mount", "-t", "tmpfs", "none", "/run"], check=True)
-    server = Monitor("usb", "block", files=USED, routes=True)
+    server = Monitor(*DEVICES, files=USED, routes=True)
     plugs = hear(server, *map(events, (PLUG, BIND, INTERFACE, DISK, TTY)))
     several = hear(server, events(BIND, PLUG, BIND), events(BIND, DISK))
     narrow = Monitor()

@@ -8,9 +8,11 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from tests.commands import VirtualServer
 from tests.patience import patience
 from usb_remote.mdns.advertise import Advertiser
 from usb_remote.mdns.browse import LEAST, QUIET, browse, browse_for_ever
@@ -50,6 +52,19 @@ async def test_a_server_of_any_name_is_announced_and_found(name: str) -> None:
     assert name.startswith(server.name)
     assert len(server.name) > 20 or server.name == name
     assert server.addresses == (LOOPBACK,)
+
+
+async def test_a_server_announces_itself_unless_that_is_not_wanted(tmp_path: Path) -> None:
+    name = uuid.uuid4().hex
+    for folder in ("loud", "quiet"):
+        (tmp_path / folder).mkdir()
+    quiet = VirtualServer(tmp_path / "quiet", name=f"{name}-quiet")
+    with quiet.process, VirtualServer(tmp_path / "loud", name=name, advertise=True).process:
+        names: list[str] = []
+        async with asyncio.timeout(patience(30)):
+            while name not in names:
+                names = [server.name async for server in browse(loopback=True)]
+        assert f"{name}-quiet" not in names
 
 
 async def test_a_browse_looks_as_long_as_is_wanted_and_tells_of_each_announcement() -> None:

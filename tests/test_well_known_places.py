@@ -30,6 +30,7 @@ PLACES = {
     "vhci.LOCK": (vhci.LOCK, "/sys/devices/platform/vhci_hcd.0/status"),
     "monitor.UDEV": (monitor.UDEV, "/run/udev/control"),
     "monitor.USED": (monitor.USED, "/proc/self/mountinfo /proc/swaps"),
+    "monitor.DEVICES": (monitor.DEVICES, "usb block"),
     "sessions.TABLES": (sessions.TABLES, "/proc/self/net/tcp /proc/self/net/tcp6"),
     "survivors.CGROUP": (survivors.CGROUP, "/proc/self/cgroup"),
     "identity.MACHINE_ID": (identity.MACHINE_ID, "/etc/machine-id"),
@@ -44,7 +45,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize(("place", "known"), PLACES.values(), ids=PLACES)
-def test_it_is_where_others_have_it(place: Path | tuple[Path, ...], known: str) -> None:
+def test_it_is_where_others_have_it(place: Path | tuple[Path | str, ...], known: str) -> None:
     places = place if isinstance(place, tuple) else (place,)
     assert " ".join(map(str, places)) == known
 

@@ -6,11 +6,9 @@ Rule of this file: only a server of virtual devices loads it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from stat import S_ISCHR, S_ISFIFO
 
 from usb_remote import errors
@@ -19,20 +17,12 @@ from usb_remote.virtual import VirtualDevices
 log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def commands(devices: VirtualDevices) -> Iterator[None]:
-    """Obey ``plug KIND`` and ``pull KIND`` from a terminal or a pipe on stdin."""
-    loop = asyncio.get_running_loop()
+def obey_commands(devices: VirtualDevices) -> None:
+    """Obey ``plug KIND`` and ``pull KIND`` from a terminal or a pipe on stdin, to our end."""
     mode = os.fstat(sys.stdin.fileno()).st_mode if sys.stdin else 0
-    usable = S_ISFIFO(mode) or (S_ISCHR(mode) and os.isatty(sys.stdin.fileno()))
-    if usable:
+    if S_ISFIFO(mode) or (S_ISCHR(mode) and os.isatty(sys.stdin.fileno())):
         log.info("type `pull KIND` or `plug KIND` and Enter; kinds: %s", ", ".join(devices.kinds))
-        loop.add_reader(sys.stdin.fileno(), _obey, devices)
-    try:
-        yield
-    finally:
-        if usable:
-            loop.remove_reader(sys.stdin.fileno())
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), _obey, devices)
 
 
 def _obey(devices: VirtualDevices) -> None:

@@ -80,7 +80,7 @@ def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 async def _serve_kernel(config: ServerConfig, load: LoadConfig) -> None:
     from usb_remote import protection, usbip_host
     from usb_remote.udev.devices import Devices
-    from usb_remote.udev.monitor import USED, Monitor
+    from usb_remote.udev.monitor import DEVICES, USED, Monitor
 
     guard = protection.Guard()
     host = usbip_host.Host(guard=guard)
@@ -92,7 +92,7 @@ async def _serve_kernel(config: ServerConfig, load: LoadConfig) -> None:
         log.info("hint: %s", error.hint)
         log.info("hint: to try usb-remote without any of this: usb-remote server --virtual")
     devices = Devices(protection.Protection())
-    monitor = Monitor("usb", "block", files=USED, routes=True)
+    monitor = Monitor(*DEVICES, files=USED, routes=True)
     await _run(config, load, Bus(devices, host, monitor, guard, outlives=True), _salt(config))
 
 
@@ -102,9 +102,9 @@ async def _serve_virtual(config: ServerConfig, load: LoadConfig) -> None:
 
     devices = VirtualDevices(*KINDS)
     try:
-        with plugging.commands(devices):
-            bus = Bus(devices, devices, devices)
-            await _run(config, load, bus, f"virtual{_salt(config)}")
+        plugging.obey_commands(devices)
+        bus = Bus(devices, devices, devices)
+        await _run(config, load, bus, f"virtual{_salt(config)}")
     finally:
         devices.close()
 

@@ -19,6 +19,8 @@ UDEV = Path("/run/udev/control")
 USED = (Path("/proc/self/mountinfo"), Path("/proc/swaps"))
 """What changes when the machine begins or ends to use a disk (proc(5): poll for POLLPRI)."""
 
+DEVICES = ("usb", "block")
+"""Subsystems of whoever lists USB devices, and has to know which of them this machine uses."""
 NODES = ("usb", "block", "tty", "hidraw", "input", "media", "sound", "usbmisc", "video4linux")
 """Subsystems of whoever follows the nodes of USB devices. Other nodes that a driver makes are there
 before the ``bind`` of its interface, which is of usb; of batteries and networks we hear nothing."""
