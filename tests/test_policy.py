@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
 
 from tests.patience import patience
-from tests.serving import HOST, Running, state_of
+from tests.serving import HOST, Running, running_server, state_of
 from tests.talking import talk
 from tests.waiting import eventually
 from usb_remote import errors
 from usb_remote.cli.reloading import Policy
 from usb_remote.config import ServerConfig
+from usb_remote.exporter import HandshakeLimits
 from usb_remote.hooks import Hook
 from usb_remote.model import Cause, State
 from usb_remote.notify import Service
@@ -43,6 +45,13 @@ class File:
 @pytest.fixture
 def file() -> File:
     return File()
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Running]:
+    """No handshake ends because it takes long."""
+    async with running_server("serial", handshakes=HandshakeLimits(timeout=3600)) as running:
+        yield running
 
 
 @pytest.fixture

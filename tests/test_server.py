@@ -16,7 +16,8 @@ from tests.talking import PING, Deaf, talk
 from tests.waiting import eventually
 from usb_remote import errors, protocol, replies
 from usb_remote.control import Complaints, Limits
-from usb_remote.virtual import KINDS
+from usb_remote.values import BusId
+from usb_remote.virtual import KINDS, VirtualDevices
 
 
 async def test_a_list_of_2x_has_exactly_the_keys_of_2x(bench: Running) -> None:
@@ -52,6 +53,69 @@ async def test_a_plug_is_told_at_once_also_right_after_an_attach() -> None:
         bench.devices.plug("keyboard")
         while len((await watch.hear())["data"]) < 2:
             pass
+
+
+class Echoing(VirtualDevices):
+    """A bus whose bindings are heard of, as udev tells them; each brings a device to light."""
+
+    def __init__(self, *kinds: str) -> None:
+        self.has_moved = False
+        self.heard = 0
+        super().__init__(*kinds)
+
+    async def bind(self, bus_id: BusId) -> None:
+        await super().bind(bus_id)
+        self.plug("disk")
+        self.has_moved = False
+
+    def drain(self) -> bool:
+        super().drain()
+        self.heard += 1
+        return self.has_moved
+
+
+@pytest.mark.parametrize("echo", [3600.0, 0.05], ids=["later", "soon"])
+async def test_what_a_binding_of_our_own_brings_is_looked_at_after_a_while(echo: float) -> None:
+    async with (
+        running_server("serial", bus=Echoing, echo=echo) as bench,
+        talk(bench) as line,
+    ):
+        devices = bench.devices
+        assert isinstance(devices, Echoing)
+        await eventually(lambda: devices.heard == 1)
+        await line.ask(b'{"command":"attach","v":1,"bus":"1-1"}\n')
+        await eventually(lambda: devices.heard == 2)
+        if echo > 1:
+            assert len(bench.control.snapshot.devices) == 1
+            later = bench.control._later
+            devices._changed()
+            await eventually(lambda: devices.heard == 3)
+            assert later is not None
+            assert bench.control._later is later, "once for all that comes meanwhile"
+        else:
+            await eventually(lambda: len(bench.control.snapshot.devices) == 2)
+            assert bench.control._later is None
+
+
+async def test_a_server_that_stops_ends_what_waits_and_answers_the_rest() -> None:
+    """While a device is being reset, say: its lease is taken."""
+    async with (
+        running_server("serial", "disk") as bench,
+        talk(bench) as ann,
+        talk(bench) as bob,
+    ):
+        waits, disk = (bench.leases._lease(BusId(place)) for place in ("1-1", "1-2"))
+        async with waits.lock:
+            async with disk.lock:
+                await bob.say(b'{"command":"attach","v":1,"bus":"1-1","wait":0}\n')
+                await ann.say(b'{"command":"attach","v":1,"bus":"1-2"}\n')
+                await eventually(lambda: len(bench.control._tasks) == 2)
+                stopping = asyncio.create_task(bench.control.stop())
+                await eventually(lambda: len(bench.control._tasks) == 1)
+            async with asyncio.timeout(patience(20)):
+                await stopping
+        assert waits.holder is None
+        assert disk.holder is not None
 
 
 async def test_info(bench: Running) -> None:

@@ -138,10 +138,7 @@ class ControlServer:
         self._leases.send_away()
         await asyncio.sleep(0)  # so that those who waited get to hear it
         for connection in list(self._connections):
-            connection.close()
-        for task, connection in self._tasks.items():
-            if connection.waits:
-                task.cancel()
+            connection.close()  # which ends what waits, see `dismiss`
         await asyncio.gather(*self._tasks, return_exceptions=True)  # bounded, see lease.Times
         for server in self._servers:
             await server.wait_closed()
