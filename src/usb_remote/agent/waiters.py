@@ -91,8 +91,8 @@ class Waiters:
     # -- what they hear
 
     def begin(self, match: Match) -> None:
-        """A try begins; it is in no queue yet."""
-        self._what, self._queue = match.device.label, None
+        """A try begins: for this device."""
+        self._what = match.device.label
 
     def leave_queue(self) -> None:
         """The try has ended, in whatever way."""
