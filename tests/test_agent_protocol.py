@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
+from typing import get_args
 
 import pytest
 
@@ -54,6 +56,15 @@ def test_a_request_says_which_device(command: str, asked: dict[str, object]) -> 
     assert request.query == Query.model_validate(asked)
 
 
+@pytest.mark.parametrize("kind", get_args(agent_protocol.AgentRequest))
+def test_a_request_is_called_as_its_command(kind: type[protocol.StrictRequest]) -> None:
+    line = protocol.request_line(kind())
+    command = kind.__name__.removesuffix("Request").lower()
+    said = json.loads(line)
+    assert (said["v"], said["command"]) == (1, command)
+    assert agent_protocol.parse_request(line) == kind(v=1)
+
+
 def test_an_attach_asks_for_nothing_that_it_does_not_say() -> None:
     request = agent_protocol.parse_request(b'{"v":1,"command":"attach","bus":"1-1"}')
     assert request.model_dump(exclude_defaults=True) == {"v": 1, "bus": "1-1"}
@@ -98,6 +109,11 @@ def test_a_view_of_a_lost_server_keeps_its_error_on_the_wire() -> None:
     assert agent_protocol.parse_event(agent_protocol.event_line(event)) == event
     assert lost.listing.snapshot.revision == 7
     assert (lost.listing.server, lost.listing.matches) == (server, [])
+
+
+def test_an_event_says_only_what_there_is_to_say() -> None:
+    line = agent_protocol.event_line(AgentEvent(event="ping"))
+    assert json.loads(line) == {"event": "ping", "place": 0, "name": ""}
 
 
 def test_what_is_left_out_of_a_view_is_not_known_yet() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import socket
 import time
@@ -319,6 +320,10 @@ def test_it_asks_on_every_interface_and_on_loopback_there_only_on_request() -> N
     everywhere = module.list_interfaces(False)
     assert set(everywhere) == {*list_interfaces(), *list_interfaces(loopback=True)}
     assert len(set(everywhere)) == len(everywhere)
+
+
+def test_a_browse_asks_everywhere_unless_that_is_not_wanted() -> None:
+    assert inspect.signature(module.browse).parameters["loopback"].default is False
 
 
 # -- for ever

@@ -358,7 +358,7 @@ async def test_the_answer_to_a_question_that_was_given_up_is_not_taken_for_the_n
 
 async def test_events_come_without_the_answer_to_a_question_that_was_given_up() -> None:
     ping = protocol.encode({"event": "ping"})
-    script = Scripted(b"", success(1) + success(2) + ping)
+    script = Scripted(b"", success(1) + ping + success(2) + ping, success(3))
     async with script.listening() as server:
         reader, writer = await asyncio.open_connection(HOST, server.port)
         async with AgentConnection(server, reader, writer, patience(10)) as agent:
@@ -368,7 +368,10 @@ async def test_events_come_without_the_answer_to_a_question_that_was_given_up() 
                 asking.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await asking
-            assert (await anext(agent.events())).event == "ping"
+            events = agent.events()
+            assert [(await anext(events)).event for _ in range(2)] == ["ping", "ping"]
+            reply = await agent.request(agent_protocol.StatusRequest())
+            assert reply.data == {"number": 3}
 
 
 async def test_no_agent_is_none(tmp_path: Path) -> None:

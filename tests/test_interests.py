@@ -150,7 +150,8 @@ async def test_who_is_in_the_queue_already_waits_there_for_all_of_this_machine(
     await bob.takes_it()
     await here.attach("1-1", keep=True)
     assert here.stages() == {"1-1": Stage.WAITING}
-    with pytest.raises(errors.Busy, match="in use by bob@pc; this machine is in the queue") as busy:
+    words = "^1209:0001:VIRTUAL0001 is in use by bob@pc; this machine is in the queue"
+    with pytest.raises(errors.Busy, match=words) as busy:
         await here.attach("1-1")
     assert busy.value.holder is not None
     with pytest.raises(errors.Busy, match="bob@pc"):
