@@ -461,6 +461,19 @@ async def test_who_cannot_be_accepted_does_not_keep_us_busy() -> None:
             assert later.cancelled()
 
 
+async def test_a_listener_that_rests_accepts_nobody_until_it_is_over() -> None:
+    async with running_server("serial", handshakes=replace(PATIENT, rest=3600)) as bench:
+        (listener,) = bench.exporter._listeners
+        bench.exporter._rest(listener)
+        async with calling(bench, DEVLIST[:2]) as caller:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert bench.exporter.handshakes == 0
+            bench.exporter._resting[listener].cancel()
+            bench.exporter._listen_again(listener)
+            assert await caller.finish(DEVLIST[2:]) == [SERIAL]
+
+
 async def test_a_handshake_that_new_networks_forbid_is_closed() -> None:
     async with (
         running_server("serial", handshakes=PATIENT) as bench,

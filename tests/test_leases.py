@@ -224,6 +224,19 @@ async def accepted_early(server: Server) -> asyncio.Task[socket.socket]:
     return beginning
 
 
+async def test_after_a_reset_nobody_is_accepted_before_the_kernel_has_the_device(
+    server: Server,
+) -> None:
+    await server.attach(ANN)
+    await server.leases.release(server.device(), ANN)
+    server.accepted.clear()
+    await server.reserve(BOB)
+    server.kernel.fails["export"] = errno.EINVAL
+    with pytest.raises(errors.SystemFault, match="cannot export"):
+        await server.begin()
+    assert server.accepted == []
+
+
 async def test_nobody_else_is_accepted_during_the_reset(server: Server) -> None:
     session = await server.attach(ANN)
     waiting = await server.wait(BOB.model_copy(update={"address": "192.0.2.1"}))

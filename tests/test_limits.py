@@ -149,6 +149,27 @@ async def test_of_a_bad_request_a_little_is_read_away_and_no_more() -> None:
         await eventually(lambda: not bench.control._connections)
 
 
+async def test_a_bad_request_is_read_away_also_when_the_time_for_a_request_is_over() -> None:
+    limits = Limits(request_timeout=0.05, linger_seconds=NEVER)
+    async with running_server(limits=limits) as bench, talk(bench) as enemy:
+        assert (await enemy.ask(b"GET / HTTP/1.1\r\n"))["status"] == "error"
+        (rejected,) = bench.control._connections
+        async with talk(bench) as silent:
+            assert await hung_up(silent) == b""  # its time was up, and began later
+        assert not rejected._transport.is_closing()
+
+
+async def test_an_address_that_may_not_talk_to_us_is_logged_once(
+    bench: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    bench.control.allowed = Networks(["10.0.0.0/8"])
+    for _ in range(2):
+        async with talk_from("127.0.0.99", bench) as line:
+            assert await hung_up(line) == b""
+    assert caplog.text.count("closed the connections of 127.0.0.99") == 1
+
+
 async def test_who_waits_is_read_from_only_so_far_and_loses_nothing() -> None:
     limits = Limits(ahead_bytes=len(b"\n" + 10 * INFO))
     async with (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from usb_remote import errors
-from usb_remote.protection import EXCLUSIVE, Guard, Protection
+from usb_remote.protection import Guard, Protection
 from usb_remote.values import BusId
 
 BUS_ID = BusId("1-1")
@@ -170,7 +170,7 @@ class Opened:
         self.fds: dict[str, int] = {}
 
     def __call__(self, path: Path, flags: int) -> int:
-        assert flags == EXCLUSIVE
+        assert flags == os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC
         if self.failure is not None:
             raise OSError(self.failure, os.strerror(self.failure))
         self.fds[path.name] = os.open("/dev/null", flags & ~os.O_EXCL)

@@ -118,6 +118,15 @@ async def test_a_server_that_stops_ends_what_waits_and_answers_the_rest() -> Non
         assert disk.holder is not None
 
 
+async def test_a_server_that_has_stopped_hears_of_no_plug(quick: Running) -> None:
+    before = quick.control.snapshot
+    await quick.control.stop()
+    quick.devices.pull("disk")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert quick.control.snapshot is before
+
+
 async def test_info(bench: Running) -> None:
     async with talk(bench) as line:
         before = datetime.now(UTC)

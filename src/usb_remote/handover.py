@@ -122,7 +122,8 @@ class HandOver:
         """Close a session and wait for the kernel to have the device ready again.
 
         Returns whether the next one has it already: who let go has not unplugged it, so the next
-        client imports it meanwhile, see :meth:`leases.Leases.begin`.
+        client imports it meanwhile, see :meth:`leases.Leases.begin`. If not, the lease is the
+        caller's to give to somebody, or to clear, at once.
         """
         session, holder, device = lease.session, lease.holder, lease.device
         if session is None or holder is None or device is None:
@@ -138,8 +139,6 @@ class HandOver:
         if self.keeper is not None:
             self.keeper.forget(device)
         lease.session, lease.is_called = None, False
-        if not is_called:
-            lease.clear()
         # not before: while a device is pulled, its connection goes first
         cause = why if isinstance(why, Cause) else self._cause(device, why)
         self._record_end(device, holder, cause, by)
