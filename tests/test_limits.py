@@ -159,6 +159,22 @@ async def test_a_bad_request_is_read_away_also_when_the_time_for_a_request_is_ov
         assert not rejected._transport.is_closing()
 
 
+async def test_a_beginning_that_ends_with_the_answer_before_it_is_said_to_be_incomplete() -> None:
+    """Both in one turn of the loop, which no client can time: they are called here."""
+    async with (
+        running_server("serial") as bench,
+        talk(bench) as line,
+        bench.leases._lease(BusId("1-1")).lock,
+    ):
+        await line.say(attach("ann", wait=0) + b'{"command"')
+        await eventually(lambda: any(c.waits for c in bench.control._connections))
+        (connection,) = bench.control._connections
+        connection.resume()
+        assert connection.eof_received()
+        assert (await line.hear())["message"] == "the request is incomplete"
+        assert await line.at_end()
+
+
 async def test_an_address_that_may_not_talk_to_us_is_logged_once(
     bench: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
