@@ -474,6 +474,17 @@ async def test_a_listener_that_rests_accepts_nobody_until_it_is_over() -> None:
             assert await caller.finish(DEVLIST[2:]) == [SERIAL]
 
 
+async def test_an_exporter_that_has_stopped_leaves_the_loop_nothing_to_look_at(
+    quick: Running,
+) -> None:
+    """A descriptor of the same number will be somebody else's."""
+    (listener,) = quick.exporter._listeners
+    number = listener.fileno()
+    await quick.exporter.stop()
+    assert listener.fileno() < 0
+    assert not asyncio.get_running_loop().remove_reader(number)
+
+
 async def test_a_handshake_that_new_networks_forbid_is_closed() -> None:
     async with (
         running_server("serial", handshakes=PATIENT) as bench,

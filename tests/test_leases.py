@@ -964,6 +964,17 @@ async def test_the_connection_of_a_session_is_mortal_and_the_kernels(server: Ser
     assert connection.fileno() < 0
 
 
+async def test_what_was_given_back_once_is_not_given_back_again(server: Server) -> None:
+    await server.attach(ANN)
+    await server.leases.release(server.device(), ANN)
+    server.kernel.calls.clear()
+    await server.reserve(BOB)
+    server.shared.configure(DENIED, {})  # before it is bound
+    with pytest.raises(errors.NotFound):
+        await server.leases.release(server.device(), BOB)
+    assert server.kernel.calls == []
+
+
 async def test_who_is_told_nothing_of_another_place_holds_no_lease(server: Server) -> None:
     with pytest.raises(errors.NotFound, match="no device at 7-7"):
         await server.begin(BusId("7-7"))
