@@ -508,6 +508,18 @@ async def test_a_2x_server_is_asked_again_and_again_and_told_when_it_has_changed
             assert there.calls == len(acts)
 
 
+async def test_a_2x_server_is_left_alone_between_two_looks() -> None:
+    acts = [says(REJECTION), says(REJECTION), *[says(legacy_list("A"))] * 9]
+    async with scripted(*acts) as there, scripted(stays(snapshot("1-2"))) as other:
+        heard = Heard()
+        watcher = Watcher(knowing(at(there)), heard.servers(), NEVER, legacy_interval=NEVER)
+        async with aclosing(watcher.watch()) as changes:
+            assert await devices(changes) == ["1-1"]
+            heard.bring(other.server)
+            assert await devices(changes) == ["1-2"]  # as long as it takes to ask
+            assert there.calls == 3
+
+
 async def test_a_2x_server_that_goes_is_lost() -> None:
     acts = [says(REJECTION), says(REJECTION), says(legacy_list("A")), hangs_up]
     async with scripted(*acts) as there:
