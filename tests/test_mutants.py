@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import random
 import subprocess
+import sys
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -270,6 +272,17 @@ def test_a_probe_is_met_where_its_line_runs_and_moves_no_other() -> None:
     assert ast.get_docstring(tree.body[0]) == "text"
     bare = compile(probes.with_probes(PROBED, "it.py", ()), "it.py", "exec")
     assert bare.co_code == compile(PROBED, "it.py", "exec").co_code
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+def test_what_a_killed_test_had_mounted_is_not_left_behind(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys; from tools.mutants import worker; worker.have_own_mounts()\n"
+        "subprocess.run(['mount', '-t', 'tmpfs', 'tiny', sys.argv[1]], check=True)\n"
+        "assert sys.argv[1] in open('/proc/self/mounts').read()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
 
 
 def test_none_is_started_after_the_time(tmp_path: Path) -> None:

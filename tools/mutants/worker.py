@@ -27,6 +27,9 @@ import pytest
 
 PR_SET_CHILD_SUBREAPER = 36
 """prctl(2): orphans of the tests become our children, so that we can end them."""
+CLONE_NEWNS = 0x20000
+MS_REC, MS_PRIVATE = 0x4000, 1 << 18
+"""unshare(2), mount(2): what a test mounts, as root, ends with its process."""
 OPTIONS = ("-x", "-q", "-n0", "--assert=plain", "-p", "no:cacheprovider")
 BUCKET = 4
 """Tests whose costs differ by less than this factor run file by file: modules share fixtures."""
@@ -157,6 +160,7 @@ def _be_child(
     status = 1
     try:
         os.setsid()
+        have_own_mounts()
         os.chdir(root)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         log = os.open(root.parent / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -170,6 +174,13 @@ def _be_child(
         _say(pipe, {"verdict": "broken", "by": traceback.format_exc(limit=-1)})
     finally:
         os._exit(status)
+
+
+def have_own_mounts() -> None:
+    """What root mounts from here on is seen by our children only, and ends with the last one."""
+    libc = ctypes.CDLL(None)
+    if libc.unshare(CLONE_NEWNS) == 0:
+        libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
 
 
 def _say(pipe: int, said: dict[str, Any]) -> None:
