@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import grp
 import os
 import stat
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from tests.residing import Here, residing
 from tests.serving import HOST, QUICK, Running, at, running_server, state_of
 from tests.waiting import eventually
 from usb_remote import agent_protocol, aio, errors, protocol
+from usb_remote.agent import listening
 from usb_remote.agent.desk import Desk
 from usb_remote.agent.links import Access, Links, name_nodes
 from usb_remote.agent.session import Session
@@ -630,6 +632,14 @@ def test_nodes_are_granted_once_and_again_when_they_are_made_or_handled_by_udev_
     node.touch(0o600)
     assert mode() == 0o666
     assert mode(0o660) == 0o660  # the wish says something else
+
+
+def test_the_socket_is_handed_to_the_group_and_keeps_its_owner(tmp_path: Path) -> None:
+    group = grp.getgrgid(os.getgid()).gr_name
+    with listening.listen(tmp_path / "sock", group):
+        status = (tmp_path / "sock").stat()
+    assert (status.st_uid, status.st_gid) == (os.getuid(), os.getgid())
+    assert stat.S_IMODE(status.st_mode) == 0o660
 
 
 async def test_an_agent_that_cannot_listen_says_so(here: Here, tmp_path: Path) -> None:

@@ -609,6 +609,10 @@ def test_history_is_for_people_newest_last(server: VirtualServer) -> None:
     assert re.fullmatch(date + "ended with 127.0.0.1 after .*: detached", lines[1])
     other = usb_remote("history", "1-2", config=server.config)
     assert (other.stdout, other.stderr) == ("", "nothing is known of 1-2\n")
+    named = usb_remote("history", f"{server.name}/1-1", config=server.config)
+    assert named.stdout.splitlines() == lines
+    wrong = usb_remote("history", "nobody/1-1", config=server.config)
+    assert (wrong.returncode, wrong.stdout) == (6, "")
 
 
 def test_release_asks_the_holder_and_its_list_shows_it(server: VirtualServer) -> None:

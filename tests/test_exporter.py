@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -524,6 +525,12 @@ async def test_a_protected_device_is_refused_through_both_doors(bench: Running) 
         await bench.leases.reserve(protected, Wish(ANN))
     with pytest.raises(reference.core.NotFound, match="status 1"):
         await import_it(bench, DISK)
+
+
+def test_virtual_devices_leave_no_descriptor_and_no_thread() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    virtual.VirtualDevices(*virtual.KINDS).close()
+    assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == before
 
 
 async def test_both_families_have_a_listener_each_at_the_same_port() -> None:

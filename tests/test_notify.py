@@ -94,6 +94,18 @@ def test_what_was_stored_is_passed_once_to_whom_it_is_meant_for_and_to_no_child(
         assert others.stored() == {}
 
 
+def test_of_several_that_were_stored_each_has_its_name() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        first, second = sorted((left.fileno(), right.fileno()))
+        assert second == first + 1
+        passed = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}
+        stored = notify.Service(passed, first).stored()
+        assert {name: one.fileno() for name, one in stored.items()} == {"a": first, "b": second}
+        for one in stored.values():
+            one.detach()
+
+
 def test_what_is_stored_is_sent_with_its_name(systemd: Listener) -> None:
     service = notify.Service({notify.SOCKET: systemd[1]})
     with socket.socket() as kept:

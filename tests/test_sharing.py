@@ -866,6 +866,19 @@ def test_a_device_of_which_nothing_is_kept_has_no_last_session() -> None:
     assert len(past.events) == MAX_EVENTS
 
 
+def test_the_oldest_event_goes_first_also_that_of_a_device_with_news() -> None:
+    past = History(StateFile(None))
+    past.record(event())
+    for n in range(MAX_EVENTS - 2):
+        past.record(event(seconds=n).model_copy(update={"device": f"d{n}"}))
+    past.record(event(seconds=MAX_EVENTS))
+    past.record(event().model_copy(update={"device": "one more"}))
+    assert [e.device for e in past.events[:1]] == ["d0"]
+    assert [e.at for e in past.events if e.device == device().id] == [
+        NOW + timedelta(seconds=MAX_EVENTS)
+    ]
+
+
 def test_what_is_kept_of_a_device_are_its_newest_events() -> None:
     past = History(StateFile(None))
     for n in range(MAX_PER_DEVICE):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -201,7 +202,7 @@ class Vhci:
                 raise _attach_failure(text, "usbip")
 
     async def _run_attach(self, command: list[str], remote: str, timeout: float) -> None:
-        for attempt in range(1, ATTACH_TRIES + 1):
+        for attempt in itertools.count(1):
             status, text = await self._usbip(command, timeout, remote)
             if status == 0:
                 return

@@ -166,7 +166,7 @@ class Keeper:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def end(self, loss: Loss | None, *, gives_back: bool = True) -> None:
+    async def end(self, loss: Loss | None, *, gives_back: bool) -> None:
         """Make an end of it, until it is asked for again.
 
         Args:
