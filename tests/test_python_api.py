@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,38 @@ def test_ctrl_c_ends_what_is_waited_for_and_not_the_block() -> None:
             assert ended.wait(patience(10))
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Interrupted(asyncio.SelectorEventLoop):
+    """Ctrl-C comes at the moment at which work has just been handed over."""
+
+    interrupts = 1
+
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., object], *arguments: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        handle = super().call_soon_threadsafe(callback, *arguments, context=context)
+        if self.interrupts:
+            self.interrupts -= 1
+            raise KeyboardInterrupt
+        return handle
+
+
+def test_ctrl_c_before_anything_waits_ends_it_too() -> None:
+    cancelled = threading.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            cancelled.set()
+
+    with _Thread(Interrupted) as thread:
+        began = work()
+        with pytest.raises(KeyboardInterrupt):
+            thread.run(began)
+        assert thread.run(asyncio.sleep(0, "goes on")) == "goes on"
+        assert cancelled.is_set() or inspect.getcoroutinestate(began) == inspect.CORO_CLOSED
 
 
 WAITING = """

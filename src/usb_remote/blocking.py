@@ -10,9 +10,10 @@ import asyncio
 import atexit
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from usb_remote import aio
 from usb_remote.agent_protocol import Attached, Loss
@@ -26,9 +27,14 @@ T = TypeVar("T")
 class _Thread:
     """A thread with an event loop, for as long as a block lasts, or the program."""
 
+    def __init__(
+        self, new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    ) -> None:
+        self._new_loop = new_loop
+
     def __enter__(self) -> _Thread:
         self.at_end = contextlib.AsyncExitStack()
-        self._loop = asyncio.new_event_loop()
+        self._loop = self._new_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="usb-remote", daemon=True
         )
@@ -60,12 +66,41 @@ class _Thread:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it there, and wait here; Ctrl-C ends it, and it cleans up at the end of the block."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
+        call = _Call(work)
+        try:  # from before it is handed over: Ctrl-C may come at any moment
+            self._loop.call_soon_threadsafe(call.start)
+            return call.outcome.result()
         except BaseException:
-            future.cancel()
+            self._loop.call_soon_threadsafe(call.cancel)
             raise
+
+
+class _Call(Generic[T]):
+    """Work for a loop. `start` and `cancel` run in its thread, in the order of their calls."""
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self.outcome: Future[T] = Future()
+        self._work = work
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.ensure_future(self._carry_out())
+        self._task.add_done_callback(lambda _: self._work.close())  # if it never began
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._work.close()
+
+    async def _carry_out(self) -> None:
+        try:
+            self.outcome.set_result(await self._work)
+        except asyncio.CancelledError:
+            self.outcome.cancel()
+            raise
+        except BaseException as error:
+            self.outcome.set_exception(error)
 
 
 class AttachedDevice(aio.Attachable):
