@@ -181,6 +181,18 @@ def ends(folder: Path, code: str, agent: str, number: int = 0) -> subprocess.Com
 
 
 def test_ctrl_c_ends_what_is_waited_for_and_not_the_block() -> None:
+    """At many moments: while it is handed over, as the wait begins, and later."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with _Thread() as thread:
+            for _ in range(100):
+                _interrupted(thread)
+            assert thread.run(asyncio.sleep(0, "goes on")) == "goes on"
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(thread: _Thread) -> None:
     began, ended = threading.Event(), threading.Event()
 
     async def work() -> None:
@@ -194,17 +206,12 @@ def test_ctrl_c_ends_what_is_waited_for_and_not_the_block() -> None:
         began.wait()
         os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with _Thread() as thread:
-            interrupting = threading.Thread(target=interrupt)
-            interrupting.start()
-            with pytest.raises(KeyboardInterrupt):
-                thread.run(work())
-            interrupting.join()
-            assert ended.wait(patience(10))
-    finally:
-        signal.signal(signal.SIGINT, before)
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    with pytest.raises(KeyboardInterrupt):
+        thread.run(work())
+    interrupting.join()
+    assert ended.wait(patience(10))
 
 
 class Interrupted(asyncio.SelectorEventLoop):

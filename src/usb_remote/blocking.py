@@ -11,9 +11,9 @@ import atexit
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar, cast
 
 from usb_remote import aio
 from usb_remote.agent_protocol import Attached, Loss
@@ -22,6 +22,10 @@ from usb_remote.model import Match
 from usb_remote.watcher import Change
 
 T = TypeVar("T")
+
+HEED = 0.5
+"""Seconds after which a waiting program looks for a Ctrl-C that came as it was about to wait: the
+system call does not know of that one (signal(7), pselect(2))."""
 
 
 class _Thread:
@@ -69,19 +73,23 @@ class _Thread:
         call = _Call(work)
         try:  # from before it is handed over: Ctrl-C may come at any moment
             self._loop.call_soon_threadsafe(call.start)
-            return call.outcome.result()
+            return call.result()
         except BaseException:
             self._loop.call_soon_threadsafe(call.cancel)
             raise
 
 
 class _Call(Generic[T]):
-    """Work for a loop. `start` and `cancel` run in its thread, in the order of their calls."""
+    """Work for a loop. `start` and `cancel` run in its thread, in the order of their calls.
+
+    The outcome comes by a SimpleQueue: Ctrl-C between two instructions of a Condition may leave its
+    lock taken for ever, and then the loop would wait for it.
+    """
 
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
-        self.outcome: Future[T] = Future()
         self._work = work
         self._task: asyncio.Task[None] | None = None
+        self._outcome: SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = SimpleQueue()
 
     def start(self) -> None:
         self._task = asyncio.ensure_future(self._carry_out())
@@ -93,14 +101,24 @@ class _Call(Generic[T]):
         else:
             self._work.close()
 
+    def result(self) -> T:
+        """Wait for what the work returns, or raise what it raises."""
+        while True:
+            try:
+                value, error = self._outcome.get(timeout=HEED)
+            except Empty:
+                continue
+            if error is not None:
+                raise error
+            return cast("T", value)
+
     async def _carry_out(self) -> None:
         try:
-            self.outcome.set_result(await self._work)
-        except asyncio.CancelledError:
-            self.outcome.cancel()
-            raise
+            self._outcome.put((await self._work, None))
         except BaseException as error:
-            self.outcome.set_exception(error)
+            self._outcome.put((None, error))
+            if isinstance(error, asyncio.CancelledError):
+                raise
 
 
 class AttachedDevice(aio.Attachable):
