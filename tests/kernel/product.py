@@ -128,6 +128,11 @@ def attach(machine: VM, what: str) -> tuple[int, list[str]]:
     return int(found[1]), re.findall(r"^  (/dev/\S+)$", out, re.M)
 
 
+def disk_of(nodes: list[str]) -> str:
+    """Its node. A disk that somebody still has open keeps its letter, and the next gets another."""
+    return next(node for node in nodes if node.startswith("/dev/sd"))
+
+
 def attach_stock(machine: VM, bus_id: str = "2-1") -> int:
     """Attach a device with Debian's tool, in a tenth of the time; return its vhci port."""
     machine.sh(f"modprobe vhci_hcd; usbip attach -r 10.55.0.1 -b {bus_id}").ok()

@@ -10,6 +10,7 @@ from tests.kernel.product import (
     attach,
     clock,
     devices,
+    disk_of,
     ended_at,
     plug_disk,
     plug_serial,
@@ -62,9 +63,10 @@ def test_a_disk_is_seen_attached_yanked_and_given_back(pair: tuple[VM, VM], disk
     until(lambda: ports_in_use(client) == [])
     plug_disk(server, disk)
     seen.until_state("2-1", "available")
-    again = attach(client, "server/2-1")[0]
-    assert digest_of_disk(client) == digest(disk)
-    assert re.match(rf"vhci port {again}: \S+/2-1  /dev/sda", run(client, "ports").ok().out)
+    again, nodes = attach(client, "server/2-1")
+    node = disk_of(nodes)
+    assert digest_of_disk(client, node) == digest(disk)
+    assert re.match(rf"vhci port {again}: \S+/2-1  {node}", run(client, "ports").ok().out)
 
     assert "detached: server/2-1" in run(client, "detach SER-0001").ok().out
     assert ports_in_use(client) == []

@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.kernel.lab import until
 from tests.kernel.product import (
     attach,
+    disk_of,
     plug_disk,
     plug_serial,
     ports_in_use,
@@ -17,7 +18,7 @@ from tests.kernel.product import (
 )
 from tests.kernel.vm import VM
 
-READ = "dd if=/dev/sda of=/dev/null bs=512 count=1 iflag=direct"
+READ = "dd if={} of=/dev/null bs=512 count=1 iflag=direct"
 PING = '{"event":"ping"}\n'
 NO_IPV4 = """add table inet lab
 add chain inet lab input { type filter hook input priority 0; }
@@ -40,14 +41,13 @@ def test_a_server_that_stops_or_is_killed_gives_everything_back(
     wait_until_untouched(server, *OWN_NODES)
 
     program = serve(server)
-    attach(client, "2-1")
+    _, nodes = attach(client, "2-1")
     assert program.stop(signal.SIGKILL) == -signal.SIGKILL
-    client.sh(READ).ok()  # the kernels go on without us
+    client.sh(READ.format(disk_of(nodes))).ok()  # the kernels go on without us
     program = serve(server)
     wait_until_untouched(server, *OWN_NODES)
     until(lambda: ports_in_use(client) == [])
-    attach(client, "2-1")
-    client.sh(READ).ok()
+    client.sh(READ.format(disk_of(attach(client, "2-1")[1]))).ok()
 
 
 def test_after_the_servers_reboot_one_attach_mends_the_client(
@@ -77,13 +77,13 @@ def test_a_cable_cut_for_4_s_ends_nothing_and_for_15_s_frees_the_device(
     server, client = pair
     plug_disk(server, disk)
     serve(server)
-    attach(client, "2-1")
+    _, nodes = attach(client, "2-1")
     states = watch_port(server)
     states.until_state("2-1", "in_use")
     before = len(states.program.output.replace(PING, ""))
 
     client.set_link(False)
-    reading = client.start(READ)
+    reading = client.start(READ.format(disk_of(nodes)))
     time.sleep(4)  # this is the test, not a wait for something
     client.set_link(True)
     assert reading.wait() == 0
