@@ -45,7 +45,6 @@ LONGEST = (
     "test_a_killed_agent_takes_up",
     "test_members_of_the_group",
     "test_a_dead_server_does_not_hang",
-    "test_after_the_clients_reboot",
     "test_a_cable_cut_for_4_s",
     "test_each_cause_of_an_end",
     "test_the_queue_is_fair",

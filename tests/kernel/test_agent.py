@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from tests.kernel.guest import Result
 from tests.kernel.lab import until
 from tests.kernel.product import (
@@ -207,6 +208,7 @@ def test_each_port_of_a_hub_that_is_wished_for_has_a_path_of_its_own(pair: tuple
     until(lambda: server.sh("ls /sys/bus/usb/drivers/usbip-host | grep -- -").rc == 1)
 
 
+@pytest.mark.soak  # the minute of the bad day in the gate reboots clients, too
 def test_after_the_clients_reboot_the_agent_attaches_whether_it_starts_first_or_last(
     pair: tuple[VM, VM], disk: Path
 ) -> None:
@@ -228,6 +230,7 @@ def test_after_the_clients_reboot_the_agent_attaches_whether_it_starts_first_or_
     client.sh(READ.format(DISK)).ok()
 
 
+@pytest.mark.soak  # unit tests have the queue, the takeover and its end; here it is once for real
 def test_what_two_clients_wish_for_goes_from_one_to_the_other(
     trio: tuple[VM, VM, VM], disk: Path
 ) -> None:
