@@ -26,7 +26,7 @@ from tests.serving import HOST, Running, at, knowing, running_server, state_of
 from tests.waiting import eventually
 from usb_remote import agent_protocol, aio, errors, wiring
 from usb_remote.agent import wishes
-from usb_remote.blocking import _Thread
+from usb_remote.blocking import _Call, _Thread
 from usb_remote.client import How
 from usb_remote.config import WishConfig
 from usb_remote.holding.by_agent import ByAgent
@@ -246,13 +246,23 @@ def test_ctrl_c_before_anything_waits_ends_it_too() -> None:
         assert cancelled.is_set() or inspect.getcoroutinestate(began) == inspect.CORO_CLOSED
 
 
+def test_what_is_handed_over_as_the_block_ends_is_cancelled_and_hangs_nobody() -> None:
+    """As a second thread of the program may do."""
+    for _ in range(20):
+        call = _Call(asyncio.sleep(600))
+        with _Thread() as thread:
+            thread._loop.call_soon_threadsafe(call.start)
+        with pytest.raises(asyncio.CancelledError):
+            call.result()
+
+
 WAITING = """
-import signal, threading, time, usb_remote
+import signal, sys, threading, time, usb_remote
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore it
 def ready():
-    while not any(t.name == "usb-remote" for t in threading.enumerate()):
-        time.sleep(0.02)
-    time.sleep(0.2)  # by then the other thread waits: what is interrupted is no import
+    main = threading.main_thread().ident
+    while sys._current_frames()[main].f_code.co_name != "result":  # it waits: no import is cut off
+        time.sleep(0.01)
     print("ready", flush=True)
 try:
     threading.Thread(target=ready, daemon=True).start()

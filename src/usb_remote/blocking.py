@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from usb_remote import aio
 from usb_remote.agent_protocol import Attached, Loss
@@ -82,43 +82,35 @@ class _Thread:
 class _Call(Generic[T]):
     """Work for a loop. `start` and `cancel` run in its thread, in the order of their calls.
 
-    The outcome comes by a SimpleQueue: Ctrl-C between two instructions of a Condition may leave its
-    lock taken for ever, and then the loop would wait for it.
+    The finished task comes by a SimpleQueue: Ctrl-C between two instructions of a Condition may
+    leave its lock taken for ever, and then the loop would wait for it.
     """
 
     def __init__(self, work: Coroutine[Any, Any, T]) -> None:
         self._work = work
-        self._task: asyncio.Task[None] | None = None
-        self._outcome: SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = SimpleQueue()
+        self._task: asyncio.Task[T] | None = None
+        self._done: SimpleQueue[asyncio.Task[T]] = SimpleQueue()
 
     def start(self) -> None:
-        self._task = asyncio.ensure_future(self._carry_out())
-        self._task.add_done_callback(lambda _: self._work.close())  # if it never began
+        self._task = asyncio.ensure_future(self._work)
+        self._task.add_done_callback(self._done.put)
 
     def cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        else:
+        """Nobody waits any more, so nobody hears what the work raises."""
+        if self._task is None:
             self._work.close()
+            return
+        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self._task.cancel()
 
     def result(self) -> T:
         """Wait for what the work returns, or raise what it raises."""
         while True:
             try:
-                value, error = self._outcome.get(timeout=HEED)
+                done = self._done.get(timeout=HEED)
             except Empty:
                 continue
-            if error is not None:
-                raise error
-            return cast("T", value)
-
-    async def _carry_out(self) -> None:
-        try:
-            self._outcome.put((await self._work, None))
-        except BaseException as error:
-            self._outcome.put((None, error))
-            if isinstance(error, asyncio.CancelledError):
-                raise
+            return done.result()
 
 
 class AttachedDevice(aio.Attachable):
