@@ -219,26 +219,18 @@ async def test_only_a_few_run_at_a_time(run: Run, tmp_path: Path) -> None:
     assert most == hooks.AT_A_TIME
 
 
-async def test_who_is_killed_is_waited_for_whoever_is_in_a_hurry(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_killed_process_is_waited_for_even_if_that_is_cancelled_twice() -> None:
     """Or the garbage collector finds a process that nobody has waited for, some time later."""
-    killed, reap = asyncio.get_running_loop().create_future(), hooks._reap
-
-    async def tell_and_reap(process: asyncio.subprocess.Process) -> None:
-        killed.set_result(process)
-        await reap(process)
-
-    monkeypatch.setattr(hooks, "_reap", tell_and_reap)
-    hook = Hook(["sleep", "99"], "bench", 0.1)
-    hook(PLUGGED)
-    process = await killed
-    (running,) = hook._tasks
+    process = await asyncio.create_subprocess_exec("sleep", "99")
+    reaping = asyncio.create_task(hooks.reap(process))
+    await asyncio.sleep(0)
     for _ in range(2):
-        running.cancel()
+        reaping.cancel()
         await asyncio.sleep(0)
+        assert not reaping.done()
+    process.kill()
     with pytest.raises(asyncio.CancelledError):
-        await running
+        await reaping
     assert process.returncode == -signal.SIGKILL
 
 

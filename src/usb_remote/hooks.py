@@ -113,13 +113,13 @@ class Hook:
         finally:
             _log(output)
             _kill(process.pid)
-            await _reap(process)
+            await reap(process)
         if said:
             log.warning("on_event for %s %s", event.kind, said)
 
 
-async def _reap(process: asyncio.subprocess.Process) -> None:
-    """It was killed, so that is soon: who cancels us waits for it, too, and then is obeyed."""
+async def reap(process: asyncio.subprocess.Process) -> None:
+    """Wait for a killed process. That is soon, so a cancellation takes effect only after it."""
     reaping, cancelled = asyncio.create_task(process.wait()), None
     while not reaping.done():
         try:
