@@ -1,12 +1,35 @@
 """Fixtures of real machines: see README.md."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.kernel.guest import GuestError
 from tests.kernel.lab import build, machines, obstacle
 from tests.kernel.vm import VM, Images
+from tests.patience import patience
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell what the kernels had to say of a failure: it may not come again."""
+    if call.when == "call" and call.excinfo is not None:
+        for value in getattr(item, "funcargs", {}).values():
+            for machine in value if isinstance(value, tuple) else (value,):
+                if isinstance(machine, VM):
+                    call.excinfo.value.add_note(last_words(machine))
+    return (yield)
+
+
+def last_words(machine: VM) -> str:
+    try:
+        said = machine.sh("dmesg | tail -n 40", patience(20)).out
+    except (GuestError, OSError, TimeoutError) as error:  # it has no power, or hangs
+        said = str(error)
+    return f"the kernel of {machine.name}:\n{said}"
 
 
 @pytest.fixture(scope="session")

@@ -91,9 +91,9 @@ def build() -> Images:
     images = Images(folder())
     with (folder() / "snapshot.lock").open("w") as lock:
         flock(lock, LOCK_EX)
-        booted = snapshot(images, "booted", fingerprint(images), warm_up)
-        archive = package()
-        digest = hashlib.sha256(fingerprint(images).encode() + archive).hexdigest()[:12]
+        base, archive = fingerprint(images), package()
+        booted = snapshot(images, "booted", base, warm_up)
+        digest = hashlib.sha256(base.encode() + archive).hexdigest()[:12]
         return snapshot(booted, "ready", digest, functools.partial(install, archive=archive))
 
 

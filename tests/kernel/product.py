@@ -129,7 +129,7 @@ def attach(machine: VM, what: str) -> tuple[int, list[str]]:
 
 
 def disk_of(nodes: list[str]) -> str:
-    """Its node. A disk that somebody still has open keeps its letter, and the next gets another."""
+    """The node of an attached disk, whichever letter it has."""
     return next(node for node in nodes if node.startswith("/dev/sd"))
 
 

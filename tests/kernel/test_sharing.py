@@ -179,7 +179,8 @@ def test_each_cause_of_an_end_is_observed_and_in_the_history_after_a_restart(
     until_ended(states, "detached")
     until(lambda: not disks(client))
     attach_stock(client)
-    until(lambda: disks(client))  # a request under way would be reset
+    until(lambda: disks(client))
+    client.sh("udevadm settle").ok()  # with a request under way the cause may be another one
     server.sh(DROP_SESSION).ok()
     until_ended(states, "device_reset")
     free_again(client)
@@ -218,7 +219,7 @@ def test_each_cause_of_an_end_is_observed_and_in_the_history_after_a_restart(
 
 
 def disks(client: VM) -> str:
-    """Their nodes. A disk that somebody still has open keeps its letter: the next gets another."""
+    """The nodes of all disks, whichever letters they have."""
     return client.sh("ls /dev/sd? 2>/dev/null").out
 
 
