@@ -61,7 +61,7 @@ class Advertiser:
         self._settle = settle
         self._zeroconf: AsyncZeroconf | None = None
         self._service: ServiceInfo | None = None
-        self._bound: dict[str, int]  # once it was announced
+        self._bound: dict[str, int] = {}
         self._netlink: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._update: asyncio.Task[None] | None = None
