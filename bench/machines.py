@@ -1,4 +1,7 @@
-"""Virtual machines of tests/kernel, with usb-remote and this package in them."""
+"""Virtual machines of tests/kernel, with usb-remote and this package in them.
+
+A machine that is rebooted has usb-remote again, but not this package.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ obstacle = lab.obstacle
 
 @contextlib.contextmanager
 def machines(*names: str) -> Iterator[list[VM]]:
+    ours = lab.package(Path(__file__).parent)
     with lab.machines(lab.build(), *names) as made:
         for machine in made:
-            machine.guest.untar(HERE, lab.package(Path(__file__).parent))
+            machine.guest.untar(HERE, ours)
         yield made

@@ -98,7 +98,7 @@ ROWS = {
         ("KEEPALIVE_COUNT", sessions.KEEPALIVE_COUNT, ":"),
         ("USER_TIMEOUT_MS", sessions.USER_TIMEOUT_MS / 1000, "s,"),
         ("SILENT_MS", sessions.SILENT_MS / 1000, "s without"),
-        ("PROOF", sessions.PROOF, "s for"),
+        ("PROOF", sessions.PROOF, "s in which"),
         ("JUST_NOW_MS", sessions.JUST_NOW_MS / 1000, "s or less"),
     ],
     "configuration": [

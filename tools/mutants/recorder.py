@@ -1,6 +1,7 @@
 """A pytest plugin that puts the probes in place, and notes what each test costs.
 
-Rule of this file: it runs inside other people's test processes, so it changes nothing there.
+Rule of this file: it runs inside other people's test processes, so it changes nothing there but
+PYTHONPATH, which brings the probes into each Python that a test starts.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ _bad: set[str] = set()
 
 START = Path(__file__).with_name("start")
 
-for_programs = (str(START), os.environ.get("PYTHONPATH"))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, for_programs))
+_for_programs = (str(START), os.environ.get("PYTHONPATH"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _for_programs))
 probes.install()  # now: conftest.py is not imported yet, nor are the plugins of what is installed
 
 
