@@ -142,6 +142,6 @@ async def test_who_waits_looks_again_even_if_nobody_tells_him() -> None:
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(claims._address(NAME))  # bound, but it does not listen
         waiting = asyncio.create_task(claims.wait_for(NAME, None))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # in which it would have it
         assert not waiting.done()
     (await asyncio.wait_for(waiting, patience(10))).drop()

@@ -311,7 +311,7 @@ async def test_a_client_that_let_go_and_asks_at_once_has_detached(server: Server
 @pytest.mark.skipif(os.geteuid() != 0, reason="a connection ends silently for root only")
 async def test_a_client_whose_machine_was_restarted_gets_its_device_back(server: Server) -> None:
     client = await server.attach(ANN)
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(0.6)  # or TCP has heard of it just now, and is not asked
     client.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
     client.close()
     await server.reserve(ANN)

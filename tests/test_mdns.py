@@ -73,7 +73,7 @@ async def test_a_browse_looks_as_long_as_is_wanted_and_tells_of_each_announcemen
     told = 0
     async with asyncio.timeout(patience(20)), aclosing(endless()) as found:
         coming = asyncio.ensure_future(anext(found))
-        await asyncio.sleep(LEAST + QUIET)
+        await asyncio.sleep(LEAST + QUIET)  # a look for a moment would be over
         await advertiser.start()
         while told < 2:
             told += (await coming).id == info.id

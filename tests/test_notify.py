@@ -71,7 +71,7 @@ async def test_a_watchdog_of_another_process_is_none_of_ours(systemd: Listener) 
     environment = {notify.SOCKET: systemd[1], notify.WATCHDOG: "1000", notify.WATCHDOG_PID: "1"}
     notify.Service(environment).ready()
     assert heard(systemd) == ["READY=1"]
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0.02)  # in which a ping would come
     systemd[0].setblocking(False)
     with pytest.raises(BlockingIOError):
         heard(systemd)

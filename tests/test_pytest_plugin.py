@@ -139,7 +139,7 @@ import pathlib, time
 def test_it(usb_device, number):
     mine = pathlib.Path(usb_device.device.bus_id)
     mine.mkdir()  # fails if another test has it
-    time.sleep(0.1)
+    time.sleep(0.1)  # so that the two workers' tests overlap
     mine.rmdir()
 """
     out = await run(here, code, "-n", "2")

@@ -7,6 +7,7 @@ import resource
 import socket
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -317,6 +318,14 @@ async def test_half_a_request_then_the_end(bench: Running) -> None:
         line.writer.write(b'{"command":"li')
         line.writer.write_eof()
         assert "incomplete" in (await line.hear())["message"]
+
+
+async def test_an_ipv6_listener_takes_no_ipv4_so_that_addresses_are_plain(bench: Running) -> None:
+    if not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    await bench.control._listen(asyncio.get_running_loop(), "::")
+    listener = bench.control._servers[-1].sockets[0]
+    assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
 
 
 async def test_a_thousand_idle_connections(bench: Running) -> None:

@@ -179,7 +179,7 @@ async def test_an_end_can_be_known_before_it_is_told(pair: Pair, watch: Watch) -
         client.close()
         assert watch.how(server) is End.BY_PEER
         watch.remove(server)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # in which it would be told
         assert watch.ended == []
 
 
@@ -188,7 +188,7 @@ async def test_data_is_no_end(pair: Pair, watch: Watch) -> None:
     with server, client:
         watch.add(server, ports)
         client.send(b"an URB")
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # in which an end would be told
         assert watch.ended == []
         watch.remove(server)
 

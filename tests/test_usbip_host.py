@@ -239,7 +239,7 @@ async def test_a_device_is_free_when_the_kernel_has_reset_it(
     kernel.may_reset.clear()
     session.close()
     waiting = asyncio.create_task(host.wait_free(BUS_ID, patience(10)))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # in which it would be done
     assert not waiting.done()
     near, far = socket.socketpair()
     with near, far:
@@ -258,7 +258,7 @@ async def test_a_device_that_is_being_unplugged_is_waited_for(
     kernel.begin_pull(BUS_ID)
     assert host.status(BUS_ID) is None
     waiting = asyncio.create_task(host.wait_free(BUS_ID, patience(10)))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # in which it would be done
     assert not waiting.done()
     kernel.end_pull(BUS_ID)
     await waiting

@@ -138,7 +138,7 @@ async def test_a_lost_server_is_left_alone_for_a_while() -> None:
 async def test_how_long_a_server_is_lost_is_counted_anew_each_time() -> None:
     async def a_while(writer: asyncio.StreamWriter) -> None:
         writer.write(snapshot("1-2"))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # longer than `later` below
 
     async with scripted(says(snapshot("1-1")), a_while, stays(snapshot("1-3"))) as there:
         watcher = Watcher(knowing(at(there)), found()(), 0.01, later=((0.05, NEVER),))

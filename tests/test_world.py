@@ -79,7 +79,7 @@ async def seen_by(times: Times = NEVER) -> AsyncIterator[tuple[World, Machine]]:
 
 async def test_it_looks_once_at_the_start_and_then_sleeps() -> None:
     async with seen_by() as (_, machine):
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(0.03)  # in which it would look again
         assert machine.looks == 1
 
 
@@ -99,7 +99,7 @@ async def test_events_close_together_are_fewer_looks_and_one_more_later() -> Non
             await eventually(machine.bell.is_silent)
         await eventually(lambda: world.attachments == (PORT,))
         await eventually(lambda: machine.looks >= 3)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # in which more looks would come
         assert machine.looks < 20
 
 
