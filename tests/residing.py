@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from usb_remote.agent_protocol import (
     Status,
     StatusRequest,
 )
-from usb_remote.client import Client
+from usb_remote.client import Arrival, Client
 from usb_remote.config import WishConfig
 from usb_remote.connection import AgentConnection, connect, connect_agent
 from usb_remote.events import Event
@@ -103,6 +103,7 @@ async def residing(
     starts: bool = True,
     hears: bool = True,
     times: Times = BRISK,
+    arrives: Callable[[], Arrival] = ArrivedAtOnce,
 ) -> AsyncIterator[Here]:
     """An agent, once it has heard of all servers, if it `hears` of them."""
     bell = importer._bell if importer else Bell()
@@ -111,7 +112,7 @@ async def residing(
     book = WishBook(StateFile(folder / "wishes.jsonl"))
     watcher = Watcher(config, known_first(book.list_servers(), nobody()), reconnect)
     world = World(watcher.watch, here.list_attachments, bell, times=times)
-    client = Client(config, found(), here, ArrivedAtOnce, "me", lambda: {HOST})
+    client = Client(config, found(), here, arrives, "me", lambda: {HOST})
     links = Links(here.nodes.list_parts, folder / "dev", folder / "udev")
     parts = Parts(world, client, links, partial(history_of, config.timeout), {}, times)
     agent = Agent(parts, book)

@@ -228,6 +228,49 @@ async def test_whoever_stops_waiting_for_the_drivers_leaves_nothing_attached(
     assert bench.control.snapshot.devices[0].state is State.AVAILABLE
 
 
+class CancelledOnArrival(UserSpaceImporter):
+    """Whoever waits stops doing so just when all is done, and only connections are to be closed."""
+
+    attaching: asyncio.Task[object]
+
+    def local_bus_id(self, attachment: Attachment) -> str | None:
+        local = super().local_bus_id(attachment)
+        if local is not None:
+            asyncio.get_running_loop().call_soon(self.attaching.cancel)
+        return local
+
+
+async def test_whoever_stops_waiting_while_the_connection_is_closed_leaves_nothing_attached(
+    bench: Running,
+) -> None:
+    here = CancelledOnArrival()
+    one = client(at(bench), importer=here)
+    here.attaching = asyncio.create_task(one.attach(Query(bus="1-1")))
+    with pytest.raises(asyncio.CancelledError):
+        await here.attaching
+    assert here.list_attachments() == []
+    await eventually(lambda: state_of(bench, "1-1") is State.AVAILABLE)
+
+
+class CancelledBefore(CancelledOnArrival):
+    """Whoever waits stops doing so before the kernel has enumerated the device."""
+
+    def local_bus_id(self, attachment: Attachment) -> str | None:
+        self.attaching.cancel()
+        return None
+
+
+async def test_what_was_only_imported_is_detached_here_whatever_its_server_does(
+    bench: Running,
+) -> None:
+    here = CancelledBefore()
+    one = client(at(bench), importer=here)
+    here.attaching = asyncio.create_task(one.attach(Query(bus="1-1")))
+    with pytest.raises(asyncio.CancelledError):
+        await here.attaching
+    assert here.list_attachments() == []
+
+
 async def test_a_stale_import_is_detached_before_the_next(bench: Running) -> None:
     here = UserSpaceImporter()
     one = client(at(bench), importer=here)
@@ -540,5 +583,5 @@ async def test_what_the_kernel_does_not_recognise_in_time_is_given_back(
     with pytest.raises(errors.SystemFault, match="kernel did not recognise it"):
         await one.attach_found(match)
     assert here.given == given
+    assert here.list_attachments() == []
     await eventually(lambda: state_of(bench, "1-1") is State.AVAILABLE)
-    await here.detach(0)

@@ -127,15 +127,18 @@ class Client:
 
     async def attach_found(self, match: Match, how: How = How()) -> Attached:
         """The same for a device that was listed already; raises the same."""
-        async with (
-            await connect(match.server, self._config.timeout) as connection,
-            Turn(_turn_name(match.server, match.device), TURN_TIMEOUT) as turn,
-        ):
-            done, arrival = await self._attach(connection, turn, match, how)
-        if done.already:
+        done: Attached | None = None
+        try:
+            async with (
+                await connect(match.server, self._config.timeout) as connection,
+                Turn(_turn_name(match.server, match.device), TURN_TIMEOUT) as turn,
+            ):
+                done, arrival = await self._attach(connection, turn, match, how)
             return done._replace(attachment=await _usable(arrival, done.attachment))
-        usable = await self._first_usable(done.match, arrival, done.attachment)
-        return done._replace(attachment=usable)
+        except BaseException:  # Ctrl-C too, even while the connection is being closed
+            if done is not None and not done.already:
+                await self._free(done.attachment, done.match)
+            raise
 
     async def _attach(
         self, connection: Connection, turn: Turn, match: Match, how: How
@@ -149,14 +152,17 @@ class Client:
             how.tell(event)
 
         device = await self._reserve(connection, match, how._replace(tell=tell))
-        reserved = Match(match.server, device)
+        reserved, imported = Match(match.server, device), None
         try:
             await turn.resume()
             if turn.was_left and (here := await self._attached_here(connection, reserved)):
                 return here, self._expect()
             arrival = self._expect()
-            attachment = await self._import(connection, reserved, arrival)
+            imported = await self._import(connection, reserved)
+            attachment = await self._enumerated(imported, arrival)
         except BaseException as error:  # Ctrl-C too: no reservation outlives whoever made it
+            if imported is not None:
+                await self._free(imported)
             reason = await self._give_back(connection, reserved)
             if reason is not None and isinstance(error, errors.UsbRemoteError):
                 raise reason from None
@@ -189,28 +195,24 @@ class Client:
             **({"user": how.user} if how.user else {}),
         )
 
-    async def _import(self, connection: Connection, match: Match, arrival: Arrival) -> Attachment:
-        timeout = max(self._config.timeout, 5.0)
-        attachment = await self._importer.attach(
+    @property
+    def _import_timeout(self) -> float:
+        return max(self._config.timeout, 5.0)
+
+    async def _import(self, connection: Connection, match: Match) -> Attachment:
+        return await self._importer.attach(
             connection.address,
             match.device.bus_id,
             usbip_port=match.server.usbip_port,
-            timeout=timeout,
+            timeout=self._import_timeout,
         )
-        return await self._enumerated(attachment, arrival, timeout)
 
-    async def _first_usable(
-        self, match: Match, arrival: Arrival, attachment: Attachment
-    ) -> Attachment:
-        """What we have just imported and cannot wait for is nobody's, so it goes back."""
+    async def _free(self, attachment: Attachment, match: Match | None = None) -> None:
+        """Detach here what nobody waits for any more; its server hears of that if it is said."""
         try:
-            return await _usable(arrival, attachment)
-        except BaseException as error:  # Ctrl-C, too
-            try:
-                await asyncio.shield(self.give_back(match, attachment))
-            except errors.SystemFault as fault:
-                log.warning("vhci port %d cannot be freed: %s", attachment.vhci_port, fault)
-            raise error from None
+            await asyncio.shield(self.give_back(match, attachment))
+        except errors.SystemFault as fault:
+            log.warning("vhci port %d cannot be freed: %s", attachment.vhci_port, fault)
 
     async def _give_back(
         self, connection: Connection, match: Match
@@ -224,10 +226,10 @@ class Client:
             log.debug("reservation not given back: %s", error)
         return None
 
-    async def _enumerated(
-        self, attachment: Attachment, arrival: Arrival, timeout: float
-    ) -> Attachment:
-        local = await arrival.until(lambda: self._importer.local_bus_id(attachment), timeout)
+    async def _enumerated(self, attachment: Attachment, arrival: Arrival) -> Attachment:
+        local = await arrival.until(
+            lambda: self._importer.local_bus_id(attachment), self._import_timeout
+        )
         if local is None:
             raise errors.SystemFault(
                 f"{attachment.bus_id} was imported, but this machine's kernel did not recognise it",

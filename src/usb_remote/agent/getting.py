@@ -142,7 +142,11 @@ class Getting:
             self._tried = self._interests.how(now)
             await self._parts.client.prepare()
             how = self._tried._replace(tell=self._queued)
-            self._on_arrival(await self._parts.client.attach_found(now, how))
+            done = await self._parts.client.attach_found(now, how)
+            if not self._interests.are_any and not done.already:  # whoever waited has just left
+                await asyncio.shield(self._parts.client.give_back(done.match, done.attachment))
+                return False
+            self._on_arrival(done)
             return True
 
     def _queued(self, event: WatchEvent) -> None:
