@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.nodes import Nodes
-from tests.importing import Bell, NoticingImporter
+from tests.importing import ArrivedAtOnce, Bell, NoticingImporter
 from tests.patience import patience
 from tests.residing import BRISK, Here, history_of, residing
 from tests.serving import QUICK, Running, at, running_server, state_of
@@ -673,6 +673,33 @@ async def followed(here: Here, **parts: Any) -> Following:
     return Following(here.agent._parts._replace(**parts), attached)
 
 
+class LeavingOnArrival(ArrivedAtOnce):
+    """The program that waits ends just when the last thing is known about its device."""
+
+    holding: asyncio.Task[object]
+
+    async def until_usable(self, bus_id: str, timeout: float) -> tuple[str, ...]:
+        self.holding.cancel()
+        await asyncio.sleep(0)  # that it is gone is seen before what is returned here
+        return await super().until_usable(bus_id, timeout)
+
+
+async def test_what_arrives_just_after_its_program_has_ended_goes_back(
+    quick: Running, tmp_path: Path
+) -> None:
+    arrival, times = LeavingOnArrival(), replace(BRISK, claim_again=0.01)  # not by the start's rule
+    async with residing(tmp_path, at(quick), times=times, arrives=lambda: arrival) as here:
+        await asyncio.sleep(3 * times.tick)  # the rule has been applied, and says nothing
+        request = protocol.build(AttachRequest, {"handle": "1-1", "hold": True})
+        arrival.holding = asyncio.create_task(here.agent.hold(request, "ann", How()))
+        with pytest.raises(asyncio.CancelledError):
+            await arrival.holding
+        await eventually(lambda: here.agent.statuses() == [])
+        assert here.importer.count == 1
+        await eventually(lambda: here.importer.list_attachments() == [])
+        await eventually(lambda: state_of(quick, "1-1") is State.AVAILABLE)
+
+
 async def test_a_port_that_is_free_or_has_another_device_by_now_is_left_alone(
     quick: Running, tmp_path: Path
 ) -> None:
@@ -742,3 +769,25 @@ async def test_a_wish_that_was_attached_before_our_start_is_known_to_its_server_
         assert waiting.done() is already
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
+
+
+class LateArrival(ArrivedAtOnce):
+    """Just when the agent has waited long enough for the programs of the one before."""
+
+    async def until_usable(self, bus_id: str, timeout: float) -> tuple[str, ...]:
+        await asyncio.sleep(0.5)
+        return await super().until_usable(bus_id, timeout)
+
+
+async def test_what_arrives_when_the_time_to_come_back_is_over_is_not_taken_for_unclaimed(
+    quick: Running, tmp_path: Path
+) -> None:
+    """The first change that the agent sees after that time is the arrival."""
+    times = replace(BRISK, claim_again=0.4, tick=60.0, look_again=60.0, slow_look=60.0, storm=0.0)
+    async with residing(tmp_path, at(quick), times=times, arrives=LateArrival) as here:
+        request = protocol.build(AttachRequest, {"handle": "1-1", "hold": True})
+        hold = await here.agent.hold(request, "ann", How())
+        await asyncio.sleep(0.2)  # as long as it takes to give it back, which must not happen
+        assert state_of(quick, "1-1") is State.IN_USE
+        assert hold.attached is not None
+        await here.agent.release(hold)

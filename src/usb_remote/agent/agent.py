@@ -89,7 +89,7 @@ class Agent:
     async def _give_up_unclaimed(self) -> None:
         """Nobody came back for what we had held for programs."""
         for keeper in list(self._records.keepers):
-            is_wanted = keeper.is_wanted or keeper.wish.kind is Kind.ONCE
+            is_wanted = keeper.is_wanted or keeper.is_awaited or keeper.wish.kind is Kind.ONCE
             if keeper.attached is not None and not is_wanted:
                 log.info("%s: nobody came back for it", keeper.name)
                 try:
@@ -197,7 +197,7 @@ class Agent:
             try:
                 await keeper.attach(how)
             except asyncio.CancelledError:  # its program has ended, perhaps just when it arrived
-                if keeper.attached is not None and not keeper.is_awaited:
+                if keeper.attached is not None:
                     await self._give_back_unless_wanted(keeper)
                 raise
             return keeper.hold(claim, user)
@@ -227,7 +227,7 @@ class Agent:
     async def _give_back_unless_wanted(self, keeper: Keeper) -> None:
         """What a person has attached once stays as long as it is there."""
         stays = keeper.wish.kind is Kind.ONCE and keeper.attached is not None
-        if keeper.is_wanted or stays:
+        if keeper.is_wanted or keeper.is_awaited or stays:
             self._records.rename(keeper)
         else:
             await self._give_back(keeper)
