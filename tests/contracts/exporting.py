@@ -227,7 +227,7 @@ CHECKS: tuple[Check, ...] = (
     nobody_else_has_to_wait_meanwhile,
 )
 PULLS: tuple[Check, ...] = (what_is_pulled_is_bound_no_more,)
-"""Not for dummy_hcd: a pull during a session crashed Linux 6.1 there (usb_disconnect, osq_lock).
+"""Not for dummy_hcd: a pull during a session crashed Linux 6.1 there (see in_machine.py).
 Pulled out of a USB controller that does not happen: tests/kernel/test_main_path.py."""
 KERNEL_CHECKS: tuple[KernelCheck, ...] = (
     a_bind_that_fails_at_last_leaves_the_device_to_its_own_driver,

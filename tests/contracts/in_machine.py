@@ -33,7 +33,11 @@ PATIENCE = float(os.environ["CONTRACT_SECONDS"])
 
 
 class KernelBench:
-    """A serial gadget of dummy_hcd, which can be plugged and pulled from within."""
+    """A serial gadget of dummy_hcd, which can be plugged and pulled from within.
+
+    Once it has been bound, it stays plugged in: pulled just after a session, or during one, it
+    crashed Linux 6.1 now and then (usb_disconnect, device_del, osq_lock).
+    """
 
     def __init__(self) -> None:
         self.host: ExportHost = Host()
@@ -61,18 +65,18 @@ class KernelBench:
 
 
 async def check_exporting() -> None:
-    """Each check on a bench of its own; says which have passed."""
+    """Each check in its turn, on a device that nothing is bound to; says which have passed."""
     make_gadget()
     bench = KernelBench()
     for look in nodes.CHECKS:
         look(bench)
         print("passed", look.__name__, flush=True)
     bench.pull()
+    bench.plug()
     for check in (*exporting.CHECKS, *exporting.KERNEL_CHECKS):
-        bench = KernelBench()
         await check(bench)
         await bench.host.unbind(bench.bus_id)
-        bench.pull()
+        assert bench.has_own_driver()
         print("passed", check.__name__, flush=True)
 
 

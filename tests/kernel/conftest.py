@@ -15,7 +15,7 @@ from tests.patience import patience
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Tell what the kernels had to say of a failure: it may not come again."""
+    """Tell what the kernels and the programs had to say of a failure: it may not come again."""
     if call.when == "call" and call.excinfo is not None:
         for value in getattr(item, "funcargs", {}).values():
             for machine in value if isinstance(value, tuple) else (value,):
@@ -29,7 +29,8 @@ def last_words(machine: VM) -> str:
         said = machine.sh("dmesg | tail -n 40", patience(20)).out
     except (GuestError, OSError, TimeoutError) as error:  # it has no power, or hangs
         said = str(error)
-    return f"the kernel of {machine.name}:\n{said}"
+    programs = "".join(program.last_lines(40) for program in machine.guest.programs)
+    return f"the kernel of {machine.name}:\n{said}\nits programs:\n{programs}"
 
 
 @pytest.fixture(scope="session")

@@ -124,6 +124,11 @@ class Running:
                 return match
         return None
 
+    def last_lines(self, count: int) -> str:
+        """What it said last, on either stream."""
+        said = "".join(f"  {line}\n" for _, line in list(self._lines)[-count:])
+        return f"{self._cmd} (exit status {self.rc}):\n{said}"
+
     def _tell(self, what: str) -> str:
         return f"{self._cmd}: {what}\n{self.output}{self.errors}"
 
@@ -132,11 +137,17 @@ class Running:
 
 
 class Guest:
-    """Requests to the agent; any number of them at once, from any thread."""
+    """Requests to the agent; any number of them at once, from any thread.
+
+    Attributes:
+        programs: all that were started, the oldest first.
+
+    """
 
     def __init__(self, path: Path) -> None:
         self._idents = itertools.count(1)
         self._receivers: dict[int, Callable[[Message], None]] = {}
+        self.programs: list[Running] = []
         self._ready = threading.Event()
         self._gone = False
         self._channel = Channel(path, self._receive, self._end)
@@ -168,6 +179,7 @@ class Guest:
         ident = next(self._idents)
         running = Running(self, ident, cmd)
         self._receivers[ident] = running.receive
+        self.programs.append(running)
         self._send("start", ident, cmd=cmd, env=env or {}, user=user)
         return running
 
