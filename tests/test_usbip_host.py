@@ -241,12 +241,23 @@ async def test_a_device_is_free_when_the_kernel_has_reset_it(
     waiting = asyncio.create_task(host.wait_free(BUS_ID, patience(10)))
     await asyncio.sleep(0.05)  # in which it would be done
     assert not waiting.done()
+    kernel.may_reset.set()
+    await waiting
+    assert host.status(BUS_ID) == 1
+
+
+async def test_an_export_waits_until_the_kernel_has_reset_the_device(
+    kernel: HostKernel, host: Host, session: socket.socket
+) -> None:
+    kernel.may_reset.clear()
+    session.close()
     near, far = socket.socketpair()
     with near, far:
         exporting = asyncio.create_task(host.export(BUS_ID, near.fileno()))
-        assert host.status(BUS_ID) == 2
+        await asyncio.sleep(0.05)  # in which it would be done
+        assert not exporting.done()
         kernel.may_reset.set()
-        await asyncio.gather(waiting, exporting)
+        await exporting
         assert host.status(BUS_ID) == 2
         with pytest.raises(errors.Busy, match="2-1 is in use"):
             await host.export(BUS_ID, near.fileno())
