@@ -1,7 +1,6 @@
 """The lab: builds what it needs once, and makes groups of machines that see each other."""
 
 import contextlib
-import functools
 import hashlib
 import io
 import os
@@ -89,12 +88,17 @@ def build() -> Images:
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     images = Images(folder())
+    with locked():
+        booted = snapshot(images, "booted", fingerprint(images), warm_up)
+        return snapshot(booted, "ready", fingerprint(images, SOURCE / "usb_remote"), install)
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """One process at a time makes snapshots."""
     with (folder() / "snapshot.lock").open("w") as lock:
         flock(lock, LOCK_EX)
-        base, archive = fingerprint(images), package()
-        booted = snapshot(images, "booted", base, warm_up)
-        digest = hashlib.sha256(base.encode() + archive).hexdigest()[:12]
-        return snapshot(booted, "ready", digest, functools.partial(install, archive=archive))
+        yield
 
 
 def snapshot(base: Images, kind: str, digest: str, prepare: Callable[[VM], None]) -> Images:
@@ -125,33 +129,40 @@ def warm_up(machine: VM) -> None:
     machine.guest.call("warm")
 
 
-def install(machine: VM, archive: bytes) -> None:
+def install(machine: VM) -> None:
     """Install the command `usb-remote`, and have it loaded: each one to come is a fork."""
-    machine.guest.untar("/opt/usb-remote", archive)
+    machine.guest.untar("/opt/usb-remote", package())
     machine.sh("usb-remote --version").ok()
 
 
-def fingerprint(images: Images) -> str:
-    """Name everything that a snapshot depends on."""
+def fingerprint(images: Images, *sources: Path) -> str:
+    """Name everything that a snapshot depends on; some sources are installed in it."""
     files = [images.folder / name for name in ("vmlinux", "initrd.cpio", "root.sqfs")]
     stats = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
     qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, check=True)
     machine = (vm.HARDWARE, vm.MEMORY, vm.KERNEL_OPTIONS, WARM_UP)
-    return hashlib.sha256(repr((stats, qemu.stdout, machine)).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(repr((stats, qemu.stdout, machine)).encode())
+    for source in sources:
+        for file in sorted([source, *source.rglob("*")]):
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(f"{file.relative_to(source.parent)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @contextlib.contextmanager
-def machines(images: Images, *names: str, systemd: Collection[str] = ()) -> Iterator[list[VM]]:
+def machines(
+    images: Images, *names: str, systemd: Collection[str] = (), snapshot: Path | None = None
+) -> Iterator[list[VM]]:
     """Make machines 10.55.0.1, .2 and so on, on a network of their own, that end with the block.
 
     Each has the command `usb-remote`. But those named by `systemd` boot with it, from a disk of
-    their own, and get what a test installs.
+    their own, and get what a test installs; or they go on from a snapshot of such a machine.
     """
     with tempfile.TemporaryDirectory(prefix="vm-") as place, contextlib.ExitStack() as stack:
         made = []
         for number, (name, cable) in enumerate(zip(names, cables(place, names), strict=True), 1):
             ip, disk = f"10.55.0.{number}", Path(place, f"{name}.disk")
-            alone = Installation(folder=images.folder, disk=disk, name=name, ip=ip)
+            alone = Installation(images.folder, snapshot, disk=disk, name=name, ip=ip)
             boots = alone if name in systemd else images
             made.append(VM(name, boots, Path(place, name), ip=ip, netdev=cable))
         for machine in made:

@@ -44,21 +44,24 @@ WantedBy=usb-remote-attach@server-scope.service
 """
 
 
+@pytest.fixture(scope="session")
+def installed(images: Images) -> Path:
+    return wheels.build(images)
+
+
 @pytest.fixture
-def booted_pair(images: Images) -> Iterator[tuple[VM, VM]]:
+def booted_pair(images: Images, installed: Path) -> Iterator[tuple[VM, VM]]:
     """A server with systemd and the wheel, a client with the package as ever."""
     names = ("server", "client")
-    with machines(images, *names, systemd=["server"]) as (server, client):
-        wheels.install(server)
+    with machines(images, *names, systemd=["server"], snapshot=installed) as (server, client):
         yield server, client
 
 
 @pytest.fixture
-def booted_client(images: Images) -> Iterator[tuple[VM, VM]]:
+def booted_client(images: Images, installed: Path) -> Iterator[tuple[VM, VM]]:
     """A server with the package as ever, a client with systemd and the wheel."""
     names = ("server", "client")
-    with machines(images, *names, systemd=["client"]) as (server, client):
-        wheels.install(client)
+    with machines(images, *names, systemd=["client"], snapshot=installed) as (server, client):
         yield server, client
 
 

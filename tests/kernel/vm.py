@@ -7,7 +7,7 @@ import subprocess
 import time
 import uuid
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,19 +52,27 @@ class Images:
             subprocess.run(copy, check=True)
         return Images(self.folder, self.snapshot, memory)
 
+    def next_boot(self) -> "Images":
+        """What it starts from when its power was off."""
+        return self
+
     def arguments(self) -> list[str]:
         """Say what to boot. A snapshot's memory is mapped, not read: that is what makes it fast."""
         assert self.memory or self.snapshot
+        return self._boot(KERNEL_OPTIONS)
+
+    def _memory(self) -> str:
+        if not (self.memory or self.snapshot):
+            return f"memory-backend-ram,id=ram,size={MEMORY}M"
         place = self.memory or f"{self.snapshot}/memory"
         share = "on" if self.memory else "off"
-        memory = f"memory-backend-file,id=ram,size={MEMORY}M,share={share},mem-path={place}"
-        return self._boot(memory, KERNEL_OPTIONS)
+        return f"memory-backend-file,id=ram,size={MEMORY}M,share={share},mem-path={place}"
 
-    def _boot(self, memory: str, options: str) -> list[str]:
+    def _boot(self, options: str) -> list[str]:
         saved = self.snapshot is not None
         return [
             *("-m", str(MEMORY), "-machine", "q35,memory-backend=ram"),
-            *("-object", memory),
+            *("-object", self._memory()),
             *("-kernel", f"{self.folder}/vmlinux", "-initrd", f"{self.folder}/initrd.cpio"),
             *("-append", options),
             *("-drive", f"if=none,id=root,file={self.folder}/root.sqfs,format=raw,readonly=on"),
@@ -75,19 +83,31 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Installation(Images):
-    """What boots with systemd as pid 1, each time anew, from a disk that keeps its files."""
+    """What boots with systemd as pid 1, from a disk that keeps its files.
+
+    A snapshot has a disk, too. It is good for one start: the files may be others when it ends.
+    """
 
     disk: Path
     name: str
     ip: str
 
+    def for_saving(self, folder: Path) -> "Installation":
+        return replace(self, memory=folder / "memory", disk=folder / "disk")
+
+    def next_boot(self) -> "Installation":
+        return replace(self, snapshot=None)
+
     def arguments(self) -> list[str]:
         """Name the disk, and on the kernel's command line who this machine is."""
-        if not self.disk.exists():
+        if self.snapshot:
+            copy = ("cp", "--sparse=always", self.snapshot / "disk", self.disk)
+            subprocess.run(copy, check=True)
+        elif not self.disk.exists():
             make_file_system(self.disk)
         who = SYSTEMD.format(ip=self.ip, name=self.name, id=machine_id(self.name))
         return [
-            *self._boot(f"memory-backend-ram,id=ram,size={MEMORY}M", f"{KERNEL_OPTIONS} {who}"),
+            *self._boot(f"{KERNEL_OPTIONS} {who}"),
             *("-drive", f"if=none,id=disk,file={self.disk},format=raw"),
             *("-device", "virtio-blk-pci,drive=disk"),
         ]
@@ -138,6 +158,7 @@ class VM:
     def power_off(self) -> None:
         """Cut the power."""
         self._stack.close()
+        self._images = self._images.next_boot()
 
     def reboot(self) -> None:
         """Cut the power, start again. Its devices are still plugged in, its files are gone.

@@ -8,11 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.kernel.lab import SOURCE
-from tests.kernel.vm import VM
+from tests.kernel import lab
+from tests.kernel.vm import VM, Images, Installation
 from tests.patience import patience
 
-ROOT = SOURCE.parent
+ROOT = lab.SOURCE.parent
 NEEDED = ("src", "systemd", "tools", "pyproject.toml", "README.md", "LICENSE")
 ENVIRONMENT = "/opt/venv"
 """build.sh makes it: it has the libraries already."""
@@ -44,3 +44,13 @@ def install(machine: VM, version: str = "") -> None:
     machine.put(f"/root/{name}", content)
     pip = f"{ENVIRONMENT}/bin/pip install --quiet --no-deps --no-index --force-reinstall"
     machine.sh(f"{pip} /root/{name}", patience(180)).ok()
+
+
+def build(images: Images) -> Path:
+    """Make the snapshot of a machine that has booted with systemd, and has the wheel."""
+    digest = lab.fingerprint(images, *(ROOT / name for name in NEEDED))
+    base = Installation(images.folder, disk=Path("later"), name="server", ip="10.55.0.1")
+    with lab.locked():
+        saved = lab.snapshot(base, "installed", digest, install).snapshot
+    assert saved is not None
+    return saved

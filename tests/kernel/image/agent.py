@@ -282,11 +282,12 @@ def replace_boot_id(boot_id: str) -> None:
 
 
 def set_address(ip: str, mac: str) -> None:
-    """Send multicast out of eth0, as there is no default route."""
+    """Send multicast out of eth0, as there is no default route. It may have had another address."""
     batch = f"""link set eth0 address {mac}
+addr flush dev eth0
 addr add {ip}/24 dev eth0
 link set eth0 up
-route add 224.0.0.0/4 dev eth0
+route replace 224.0.0.0/4 dev eth0
 """
     subprocess.run(["ip", "-batch", "-"], input=batch.encode(), check=True, capture_output=True)
 
