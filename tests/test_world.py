@@ -216,8 +216,9 @@ async def test_who_waits_in_vain_waits_no_longer_than_he_said(timeout: float) ->
         await world.changed(timeout)
 
 
-async def test_it_is_settled_when_it_has_looked_around() -> None:
-    async with seen_by(replace(NEVER, look_around=0.02)) as (world, _):
+async def test_it_is_settled_when_it_has_looked_around_and_not_before() -> None:
+    async with seen_by() as (world, _):
         assert not world.is_settled
+    async with seen_by(replace(NEVER, look_around=0.02)) as (world, _):
         await world.settled()
         assert world.is_settled
