@@ -251,6 +251,7 @@ async def test_an_export_waits_until_the_kernel_has_reset_the_device(
 ) -> None:
     kernel.may_reset.clear()
     session.close()
+    await eventually(lambda: kernel.is_resetting(BUS_ID))
     near, far = socket.socketpair()
     with near, far:
         exporting = asyncio.create_task(host.export(BUS_ID, near.fileno()))

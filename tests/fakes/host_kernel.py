@@ -98,6 +98,10 @@ class HostKernel:
         link = self._devices / bus_id / "driver"
         return link.readlink().name if link.is_symlink() else None
 
+    def is_resetting(self, bus_id: str) -> bool:
+        """Whether a session has ended, and the device is not ready for the next one yet."""
+        return bus_id in self._resets
+
     @property
     def places(self) -> set[str]:
         """What is in match_busid."""
